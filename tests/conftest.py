@@ -1,0 +1,36 @@
+"""Fixtures that several tests share: random generators and small prepared datasets."""
+
+import numpy as np
+import pytest
+
+from data_tools.prepared import DatasetWriter
+from vae_np.data import Dataset
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def write_dataset(folder, train=24, validation=8, test=8, size=16, seed=0):
+    """A prepared dataset of smooth random pictures: enough for a model to have something to learn."""
+    rng = np.random.default_rng(seed)
+    count = train + validation + test
+    ramp = np.linspace(0, 1, size)
+    colours = rng.random((3, count, 1, 1, 3))
+    pixels = colours[0] * ramp[:, None, None] + colours[1] * ramp[:, None] + colours[2] * (1 - ramp[:, None, None])
+    attributes = np.stack([colours[0, :, 0, 0, 0] > 0.5, colours[1, :, 0, 0, 1] > 0.5], axis=1)
+    with DatasetWriter(folder, count, size) as writer:
+        images = np.load(writer.images_path, mmap_mode="r+")
+        images[:] = np.rint(255 * np.clip(pixels / 2, 0, 1))
+        images.flush()
+        writer.finish(source="ramps", crop="none", attributes=attributes, attribute_names=["Red", "Green"],
+                      splits={"train": train, "validation": validation, "test": test},
+                      file_names=[f"{i:06d}.png" for i in range(1, count + 1)])
+    return Dataset(folder)
+
+
+@pytest.fixture(scope="session")
+def ramps(tmp_path_factory):
+    """A small dataset that tests may read but not change."""
+    return write_dataset(tmp_path_factory.mktemp("data") / "ramps")

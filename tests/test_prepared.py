@@ -1,0 +1,107 @@
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from data_tools.prepared import DatasetWriter, map_rows
+from vae_np.data import Dataset, checksum
+from vae_np.errors import DatasetError
+
+
+def write(folder, value=7, **options):
+    with DatasetWriter(folder, count=2, size=8, **options) as writer:
+        np.load(writer.images_path, mmap_mode="r+")[...] = value
+        writer.finish(source="flat", crop="none", attributes=np.zeros((2, 1)), attribute_names=["Bald"],
+                      splits={"train": 1, "validation": 1, "test": 0}, file_names=["a", "b"],
+                      arrays={"factors": np.arange(4.0).reshape(2, 2)}, info={"seed": 3})
+
+
+def test_finish_writes_all_files_with_their_checksums(tmp_path):
+    write(tmp_path / "deep" / "data")
+    folder = tmp_path / "deep" / "data"
+    assert sorted(os.listdir(folder)) == ["attributes.npy", "dataset.json", "factors.npy", "images.npy"]
+    assert os.listdir(folder.parent) == ["data"]
+    data = Dataset(folder)
+    assert np.all(data.images == 7)
+    assert data.info["seed"] == 3
+    arrays = ("images.npy", "attributes.npy", "factors.npy")
+    assert data.info["checksums"] == {name: checksum(folder / name) for name in arrays}
+    np.testing.assert_array_equal(np.load(folder / "factors.npy"), [[0, 1], [2, 3]])
+
+
+@pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt])
+def test_an_exception_leaves_nothing_behind(tmp_path, stop):
+    with pytest.raises(stop), DatasetWriter(tmp_path / "data", count=2, size=8) as writer:
+        assert writer.images_path.is_file()
+        raise stop
+    assert os.listdir(tmp_path) == []
+
+
+def test_images_that_cannot_be_made_leave_nothing_behind(tmp_path, monkeypatch):
+    def disk_full(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", disk_full)
+    with pytest.raises(OSError, match="no space"), DatasetWriter(tmp_path / "data", count=2, size=8):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_existing_folder_is_refused(tmp_path):
+    write(tmp_path / "data")
+    with pytest.raises(DatasetError, match="exists; choose another --out or give --overwrite"):
+        write(tmp_path / "data", value=9)
+    assert np.all(Dataset(tmp_path / "data").images == 7)
+
+
+def test_overwrite_replaces_a_dataset(tmp_path):
+    write(tmp_path / "data")
+    write(tmp_path / "data", value=9, overwrite=True)
+    assert np.all(Dataset(tmp_path / "data").images == 9)
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_overwrite_spares_a_folder_of_something_else(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "thesis.txt").write_text("years of work")
+    with pytest.raises(DatasetError, match="not a prepared dataset"):
+        write(tmp_path / "data", overwrite=True)
+    assert (tmp_path / "data" / "thesis.txt").is_file()
+
+
+def test_a_folder_that_appears_meanwhile_is_spared(tmp_path):
+    with pytest.raises(DatasetError, match="exists"), DatasetWriter(tmp_path / "data", count=0, size=8) as writer:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "thesis.txt").write_text("years of work")
+        writer.finish(source="flat", crop="none", attributes=[], attribute_names=[], file_names=[],
+                      splits={"train": 0, "validation": 0, "test": 0})
+    assert os.listdir(tmp_path) == ["data"]
+    assert os.listdir(tmp_path / "data") == ["thesis.txt"]
+
+
+def total(start, stop, items):
+    """A task for workers: the sum of its items, or trouble where an item asks for it."""
+    if "stop" in items:
+        raise DatasetError(f"rows {start} to {stop} are bad")
+    if "die" in items:
+        os._exit(1)
+    return sum(items)
+
+
+def test_map_rows_gives_each_chunk_its_items_in_order(capsys):
+    before = signal.getsignal(signal.SIGINT)
+    results = list(map_rows(total, 5, workers=2, description="adding", chunk=2, items=[1, 2, 3, 4, 5]))
+    assert results == [(0, 2, 3), (2, 4, 7), (4, 5, 5)]
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "adding: 100%" in capsys.readouterr().err
+
+
+def test_a_worker_s_error_arrives_as_it_was_raised():
+    with pytest.raises(DatasetError, match=r"^rows 2 to 4 are bad$"):
+        list(map_rows(total, 6, workers=1, description="adding", chunk=2, items=[1, 2, 3, "stop", 5, 6]))
+
+
+def test_a_killed_worker_is_reported():
+    with pytest.raises(DatasetError, match="worker process was killed"):
+        list(map_rows(total, 2, workers=1, description="adding", chunk=1, items=[1, "die"]))

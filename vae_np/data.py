@@ -1,0 +1,144 @@
+"""The prepared dataset on disk: uint8 images in a memmap, attributes, splits, and shuffled float32 batches.
+
+A folder made by `data_tools` holds
+
+    images.npy        uint8 (N, S, S, 3), opened as a memmap, so that 202,599 images need no memory of their own
+    attributes.npy    bool (N, A)
+    dataset.json      attribute names, how many images each split has, file names, crop, size, checksums
+
+The images stand in the order train, validation, test: each split is one slice.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from vae_np.errors import DatasetError
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "validation", "test")
+
+
+class Dataset:
+    """A prepared dataset, opened for reading.
+
+    images      uint8 memmap (N, S, S, 3)
+    attributes  bool memmap (N, A), its columns named by attribute_names
+    splits      {"train": slice, "validation": slice, "test": slice}; a split may be empty
+    info        everything that dataset.json says
+
+    Raises DatasetError if the folder has no dataset, or one whose files do not fit its dataset.json.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.info = self._read_info()
+        self.images = self._load("images")
+        self.attributes = self._load("attributes")
+        self.attribute_names = self.info["attribute_names"]
+        self.image_size = self.info["size"]
+        counts = [self.info["splits"][name] for name in SPLITS]
+        ends = np.cumsum([0, *counts]).tolist()
+        self.splits = {name: slice(ends[i], ends[i + 1]) for i, name in enumerate(SPLITS)}
+        self._check_shapes(ends[-1])
+
+    def _read_info(self):
+        path = self.folder / "dataset.json"
+        if not path.is_file():
+            raise DatasetError(f"{self.folder} holds no prepared dataset (no dataset.json); make one with "
+                               "python -m data_tools.toy_faces or python -m data_tools.celeba")
+        try:
+            info = json.loads(path.read_text(encoding="utf-8"))
+            version = info["format_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DatasetError(f"{path} is damaged ({error!r}); prepare the dataset again") from None
+        if version != FORMAT_VERSION:
+            raise DatasetError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}; "
+                               "prepare the dataset again")
+        return info
+
+    def _load(self, name):
+        path = self.folder / f"{name}.npy"
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"{path} is missing or damaged ({error}); prepare the dataset again") from None
+
+    def _check_shapes(self, count):
+        size = self.image_size
+        for array, shape, dtype, name in (
+            (self.images, (count, size, size, 3), np.uint8, "images.npy"),
+            (self.attributes, (count, len(self.attribute_names)), np.bool_, "attributes.npy"),
+        ):
+            if array.shape != shape or array.dtype != dtype:
+                raise DatasetError(f"{self.folder / name} holds {array.dtype} {array.shape} where dataset.json "
+                                   f"promises {np.dtype(dtype)} {shape}; prepare the dataset again")
+
+    def __len__(self):
+        return len(self.images)
+
+    def __repr__(self):
+        counts = ", ".join(f"{part.stop - part.start:,} {name}" for name, part in self.splits.items())
+        size = self.image_size
+        return f"Dataset({self.info['source']}, {size}x{size}, crop {self.info['crop']}: {counts})"
+
+    @property
+    def fingerprint(self):
+        """The checksum of the pixels that dataset.json records: two datasets with the same one train alike."""
+        return self.info["checksums"]["images.npy"]
+
+    @property
+    def description(self):
+        """What a checkpoint remembers of the data that it was trained on."""
+        facts = {key: self.info[key] for key in ("source", "size", "crop")}
+        return {"folder": str(self.folder), "fingerprint": self.fingerprint, **facts}
+
+    def split(self, name, limit=None):
+        """The uint8 images of a split, at most the first `limit`, as a view of the memmap."""
+        return self.images[self.splits[name]][:limit]
+
+    def held_out(self):
+        """The name of the split that final figures come from: the test split, or validation where there is none.
+
+        Samples of CelebA often come without test images. Raises DatasetError if both are empty, since figures on
+        training images would say nothing about new faces.
+        """
+        for name in ("test", "validation"):
+            if len(self.split(name)):
+                return name
+        raise DatasetError(f"{self.folder} has neither test nor validation images; prepare one that has, "
+                           "since figures on training images would say nothing about new faces")
+
+    def column(self, attribute):
+        """The bool values (N,) of one attribute, by its name."""
+        if attribute not in self.attribute_names:
+            known = ", ".join(self.attribute_names) or "none"
+            raise DatasetError(f"{self.folder} has no attribute {attribute!r}; it has {known}")
+        return self.attributes[:, self.attribute_names.index(attribute)]
+
+
+def to_float(images):
+    """uint8 (N, H, W, 3) in 0..255 -> float32 in [0, 1], the range that the model and the losses expect."""
+    return np.multiply(images, np.float32(1 / 255), dtype=np.float32)
+
+
+def batches(images, batch_size, order=None):
+    """Yield float32 batches (B, H, W, 3) of uint8 images in the given order; the last one may be smaller.
+
+    order is an array of indices, such as rng.permutation(len(images)); None means as they stand.
+    """
+    order = np.arange(len(images)) if order is None else order
+    for start in range(0, len(order), batch_size):
+        # Sorted indices read a memmap from front to back; the order inside a batch does not change its loss.
+        yield to_float(images[np.sort(order[start : start + batch_size])])
+
+
+def checksum(path):
+    """The SHA-256 of a file, as hex digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
