@@ -1,0 +1,217 @@
+"""Turn any download of CelebA into a prepared dataset (see vae_np/data.py).
+
+    python -m data_tools.celeba archive.zip --out data/celeba64
+
+SOURCE may be Kaggle's archive.zip, the official img_align_celeba.zip with its lists beside it, or a folder that either
+was unpacked to. Each image, 178 wide and 218 high, is cut to its central square (148 pixels, as most recipes for CelebA
+do) and scaled to --size with an antialiased bilinear filter. Results are comparable only between equal crops, so the
+dataset records its own.
+"""
+
+import argparse
+import functools
+import io
+import os
+import sys
+import time
+from pathlib import PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from data_tools.celeba_source import find_celeba, read_attributes, read_partition
+from data_tools.prepared import DatasetWriter, map_rows
+from vae_np.data import SPLITS
+from vae_np.errors import DatasetError
+
+CROPS = (148, 140, 128, "none")
+SIZES = range(8, 179)
+OFFICIAL_LAST = (162_770, 182_637, 202_599)  # the number of the last image of train, validation and test
+
+
+def crop_box(width, height, crop):
+    """The central square of crop x crop pixels as (left, top, right, bottom); the whole frame if crop is "none".
+
+    An odd margin is rounded as torchvision's CenterCrop rounds it. The square may be larger than the image.
+    """
+    if crop == "none":
+        return 0, 0, width, height
+    left, top = round((width - crop) / 2), round((height - crop) / 2)
+    return left, top, left + crop, top + crop
+
+
+def read_rgb(file):
+    """Decode an image file of any kind into an RGB image. Raises DatasetError if it is damaged or no image."""
+    data = file.read()
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except Exception as error:  # each of Pillow's decoders has exceptions of its own for a damaged file
+        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise DatasetError(f"{file} cannot be decoded ({reason}); download or unpack it again") from None
+
+
+def decode(file, crop, size):
+    """Decode, crop and scale an image file: uint8 (size, size, 3). Raises DatasetError, naming the file."""
+    image = read_rgb(file)
+    if crop != "none" and min(image.size) < crop:
+        raise DatasetError(f"{file} has {image.width}x{image.height} pixels, too few for a crop of {crop}; "
+                           "choose a smaller --crop, or none")
+    box = crop_box(image.width, image.height, crop)
+    # Cut first: resize(box=...) would let the filter see pixels outside the square, as torchvision's recipes do not.
+    return np.asarray(image.crop(box).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def decode_rows(start, stop, files, images_path, crop, size):
+    """Decode the files of rows start..stop into the array on disk at images_path; run by worker processes."""
+    images = np.load(images_path, mmap_mode="r+")
+    for row, file in zip(images[start:stop], files, strict=True):
+        row[...] = decode(file, crop, size)
+
+
+def official_split(name):
+    """The split that CelebA's authors gave an image, by its number: 0 train, 1 validation, 2 test."""
+    stem = PurePosixPath(name).stem
+    number = int(stem) if stem.isdecimal() else 0
+    if not 1 <= number <= OFFICIAL_LAST[-1]:
+        raise DatasetError(f"there is no list_eval_partition.csv or .txt, and {name} is none of CelebA's file names "
+                           "(000001.jpg to 202599.jpg); put the list beside the images")
+    return int(np.searchsorted(OFFICIAL_LAST, number))
+
+
+def check_listed(listed, images, list_file):
+    """Raise DatasetError unless a list and the images name the same files."""
+    for names, problem in (
+        (listed.keys() - images.keys(), "lists images that are absent ({count:,}, the first {first})"),
+        (images.keys() - listed.keys(), "leaves out images that are there ({count:,}, the first {first})"),
+    ):
+        if names:
+            raise DatasetError(f"{list_file} {problem.format(count=len(names), first=min(names))}; "
+                               "use images and lists of the same download, complete")
+
+
+def split_names(download):
+    """The file names of each split, sorted: three lists, for train, validation and test."""
+    if download.partition_list:
+        splits = read_partition(download.partition_list)
+        check_listed(splits, download.images, download.partition_list)
+        print(f"splits from {download.partition_list}")
+    else:
+        splits = {name: official_split(name) for name in download.images}
+        print("no list_eval_partition.csv or .txt found: the official splits, by file number")
+    names = [[], [], []]
+    for name in sorted(splits):
+        names[splits[name]].append(name)
+    return names
+
+
+def share(limit, counts):
+    """Share `limit` images among splits in proportion to their counts; a split that has images keeps at least one."""
+    total = sum(counts)
+    if limit is None or limit >= total:
+        return list(counts)
+    if limit < np.count_nonzero(counts):
+        raise DatasetError(f"--limit {limit} leaves a split without images; give {np.count_nonzero(counts)} or more")
+    kept = [max(1, round(limit * count / total)) if count else 0 for count in counts]
+    kept[int(np.argmax(counts))] += limit - sum(kept)
+    return kept
+
+
+def load_attributes(download, names):
+    """The attribute names (A of them) and the values of the named images, bool (N, A); A is 0 without a list."""
+    if not download.attribute_list:
+        print("no list_attr_celeba.csv or .txt found: the dataset has no attributes")
+        return [], np.zeros((len(names), 0), dtype=np.bool_)
+    attribute_names, rows = read_attributes(download.attribute_list)
+    check_listed(rows, download.images, download.attribute_list)
+    print(f"{len(attribute_names)} attributes from {download.attribute_list}")
+    values = np.frombuffer(b"".join(rows[name] for name in names), dtype=np.bool_)
+    return attribute_names, values.reshape(len(names), len(attribute_names))
+
+
+def prepare(source, out, size=64, crop=148, limit=None, workers=1, overwrite=False):
+    """Write the prepared dataset of a CelebA download into the folder `out`, and print what it has.
+
+    Raises DatasetError, with a message of one line; then nothing is left in `out`.
+    """
+    started = time.perf_counter()
+    download = find_celeba(source)
+    names = split_names(download)
+    counts = share(limit, [len(part) for part in names])
+    names = [name for part, count in zip(names, counts, strict=True) for name in part[:count]]
+    attribute_names, attributes = load_attributes(download, names)
+    with DatasetWriter(out, len(names), size, overwrite) as writer:
+        task = functools.partial(decode_rows, images_path=writer.images_path, crop=crop, size=size)
+        files = [download.images[name] for name in names]
+        for _ in map_rows(task, len(names), workers, "decoding", items=files):
+            pass
+        writer.finish(source="CelebA", crop=crop, attributes=attributes, attribute_names=attribute_names,
+                      splits=dict(zip(SPLITS, counts, strict=True)), file_names=names,
+                      info={"resampling": "bilinear, antialiased"})
+    for split, count in zip(SPLITS, counts, strict=True):
+        print(f"{split:10} {count:9,} images" + ("" if count else ": this copy of CelebA has none"))
+    seconds = time.perf_counter() - started
+    print(f"{'all':10} {len(names):9,} images in {seconds:.1f} s, {len(names) / seconds:,.0f} per second: {out}")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser that reports wrong usage in one line, as all other errors are."""
+
+    def error(self, message):
+        self.exit(2, f"error: {message}; see python -m data_tools.celeba --help\n")
+
+
+def whole_number(text):
+    """A number of images or workers: 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def image_size(text):
+    """The width and height of the prepared images."""
+    number = int(text)
+    if number not in SIZES:
+        raise argparse.ArgumentTypeError(f"{text} is not between {SIZES[0]} and {SIZES[-1]}, the images' own width")
+    return number
+
+
+def crop_choice(text):
+    """The crop as CROPS has it: a number, or a word."""
+    return int(text) if text.isdecimal() else text
+
+
+def parse_arguments(arguments):
+    """The options of the command, as `prepare` takes them. Wrong usage ends the program with status 2."""
+    parser = OneLineParser(prog="python -m data_tools.celeba", description=__doc__,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="SOURCE", help="a zip archive of CelebA, or a folder")
+    parser.add_argument("--out", metavar="DIR", required=True, help="the folder to make")
+    parser.add_argument("--size", type=image_size, default=64, help="width and height in pixels (default 64)")
+    parser.add_argument("--crop", type=crop_choice, choices=CROPS, default=148,
+                        help="central square to keep, in pixels; none squashes the whole frame (default 148)")
+    parser.add_argument("--limit", metavar="N", type=whole_number, help="keep N images, spread over the splits")
+    parser.add_argument("--workers", metavar="N", type=whole_number, default=os.cpu_count() or 1,
+                        help="processes that decode (default: one per processor)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a prepared dataset in DIR")
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    """Run the command; return its exit status."""
+    options = parse_arguments(arguments)
+    try:
+        prepare(**vars(options))
+    except (DatasetError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
