@@ -1,0 +1,106 @@
+"""Dense, LeakyReLU, Reshape, Sequential: values, gradients, and that nothing is written to what they are given."""
+
+import math
+
+import numpy as np
+import pytest
+
+from vae_np.backend import to_cpu, to_device
+from vae_np.gradcheck import check_layer
+from vae_np.layers import Dense, LeakyReLU, Parameter, Reshape, Sequential, bind, pack, random_weight, sum_rows
+
+LAYERS = {
+    "dense": (lambda rng: Dense(6, 4, rng, dtype="float64"), (3, 6)),
+    "leaky relu": (lambda rng: LeakyReLU(0.2), (3, 8)),
+    "reshape": (lambda rng: Reshape(2, 2, 3), (2, 12)),
+    "sequential": (lambda rng: Sequential(Dense(5, 7, rng, dtype="float64"), LeakyReLU(0.3),
+                                          Dense(7, 2, rng, dtype="float64")), (3, 5)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients(name, rng):
+    make, shape = LAYERS[name]
+    x = rng.standard_normal(shape)
+    x += 0.1 * np.sign(x)  # off the kink at 0
+    errors = check_layer(make(rng), to_device(x), rng)
+    assert max(errors.values()) < 1e-6, errors
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_inputs_are_left_alone(name, rng):
+    make, shape = LAYERS[name]
+    layer, x = make(rng), rng.standard_normal(shape)
+    x.flags.writeable = False
+    y = layer.forward(to_device(x))
+    dy = rng.standard_normal(y.shape)
+    dy.flags.writeable = False
+    layer.backward(to_device(dy))  # an in-place write would have raised
+
+
+def test_dense_by_hand(rng):
+    layer = Dense(2, 2, rng, dtype="float64")
+    layer.weight.value[...] = to_device(np.array([[1.0, 2.0], [3.0, 4.0]]))
+    layer.bias.value[...] = to_device(np.array([10.0, 20.0]))
+    np.testing.assert_array_equal(to_cpu(layer.forward(to_device(np.array([[1.0, -1.0]])))), [[8.0, 18.0]])
+    np.testing.assert_array_equal(to_cpu(layer.backward(to_device(np.array([[1.0, 1.0]])))), [[3.0, 7.0]])
+    np.testing.assert_array_equal(to_cpu(layer.weight.grad), [[1.0, 1.0], [-1.0, -1.0]])
+    np.testing.assert_array_equal(to_cpu(layer.bias.grad), [1.0, 1.0])
+
+
+def test_leaky_relu_by_hand():
+    layer = LeakyReLU(0.2)
+    np.testing.assert_allclose(to_cpu(layer.forward(to_device(np.array([[-5.0, 0.0, 3.0]])))), [[-1.0, 0.0, 3.0]])
+    np.testing.assert_allclose(to_cpu(layer.backward(to_device(np.array([[10.0, 10.0, 10.0]])))), [[2.0, 2.0, 10.0]])
+
+
+def test_float32_stays_float32(rng):
+    network = Sequential(Dense(6, 8, rng), LeakyReLU(), Reshape(2, 4), Reshape(8), Dense(8, 3, rng))
+    y = network.forward(to_device(rng.standard_normal((4, 6), dtype=np.float32)))
+    dx = network.backward(y)
+    assert {a.dtype for a in (y, dx, *(p.grad for p in network.parameters))} == {np.dtype("float32")}
+
+
+def test_pack_keeps_values_and_makes_views(rng):
+    parameters = [Parameter("a", to_device(rng.standard_normal((2, 3)))), Parameter("b", to_device(np.arange(4.0)))]
+    before = [to_cpu(p.value).copy() for p in parameters]
+    values, grads = pack(parameters)
+    assert values.shape == grads.shape == (10,)
+    for parameter, value in zip(parameters, before, strict=True):
+        np.testing.assert_array_equal(to_cpu(parameter.value), value)
+    values += 1
+    grads[...] = 7
+    np.testing.assert_array_equal(to_cpu(parameters[1].value), np.arange(4.0) + 1)
+    assert float(parameters[0].grad[1, 2]) == 7
+    other = to_device(np.zeros(10))
+    bind(parameters, values, other)
+    parameters[1].grad[...] = 5
+    np.testing.assert_array_equal(to_cpu(other), [0] * 6 + [5] * 4)
+
+
+def test_random_weight_has_the_deviation_it_promises(rng):
+    weight = to_cpu(random_weight(rng, (400, 300), fan_in=400, gain=math.sqrt(2), dtype="float32"))
+    assert weight.dtype == np.float32
+    assert abs(weight.mean()) < 1e-3
+    assert math.isclose(weight.std(), math.sqrt(2 / 400), rel_tol=0.02)
+
+
+def test_the_gain_keeps_the_scale_through_many_layers(rng):
+    activation = LeakyReLU(0.2)
+    layers = []
+    for _ in range(10):
+        layers += [Dense(300, 300, rng, gain=activation.gain), LeakyReLU(0.2)]
+    y = to_cpu(Sequential(*layers).forward(to_device(rng.standard_normal((200, 300), dtype=np.float32))))
+    assert 0.8 < np.sqrt(np.mean(y**2)) < 1.25
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (2, 4, 3, 3), (2, 7, 4)])
+def test_sum_rows(shape, rng):
+    dy = rng.standard_normal(shape)
+    np.testing.assert_allclose(to_cpu(sum_rows(to_device(dy))), dy.sum(axis=tuple(range(dy.ndim - 1))), rtol=1e-12)
+
+
+def test_reprs(rng):
+    network = Sequential(Dense(6, 8, rng), LeakyReLU(0.2), Reshape(2, 4))
+    assert repr(network) == "Sequential(\n  Dense(6 -> 8)\n  LeakyReLU(0.2)\n  Reshape(2, 4)\n)"
+    assert repr(network.parameters[0]) == "Parameter(weight, (6, 8), float32)"

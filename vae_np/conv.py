@@ -1,0 +1,177 @@
+"""Conv2d and ConvTranspose2d: unfold -> matmul -> fold.
+
+Images are (N, H, W, C). `unfold` lays every patch that a kernel sees out as one row of a matrix, so that a convolution
+is a matrix product; `fold` is its adjoint and adds each row back where unfold took it from. A transposed convolution is
+a convolution read backwards. Both layers are made of the same two functions, with the roles swapped.
+"""
+
+from vae_np.backend import xp
+from vae_np.errors import InputError
+from vae_np.layers import Layer, Parameter, random_weight, sum_rows
+
+
+def conv_size(size, kernel_size, stride, padding):
+    """The height or width of a convolution's output: in how many places the kernel fits."""
+    return (size + 2 * padding - kernel_size) // stride + 1
+
+
+def conv_transpose_size(size, kernel_size, stride, padding):
+    """The height or width of a transposed convolution's output."""
+    return (size - 1) * stride + kernel_size - 2 * padding
+
+
+class Workspace:
+    """Arrays that are kept from one call to the next, since large new ones cost page faults."""
+
+    def __init__(self):
+        self.arrays = {}
+
+    def get(self, name, shape, dtype):
+        """An array of this shape and dtype, with whatever it last held, or zeros where it is new."""
+        array = self.arrays.get(name)
+        if array is None or array.shape != shape or array.dtype != dtype:
+            array = self.arrays[name] = xp.zeros(shape, dtype)
+        return array
+
+
+def unfold(x, kernel_size, stride, padding, workspace):
+    """The patches of x (N, H, W, C) as rows of a matrix (N * OH * OW, K * K * C), zeros where a patch leaves the image.
+
+    Row (n, i, j) is x[n, i * s - p : i * s - p + K, j * s - p : j * s - p + K, :], flattened; s is the stride, p the
+    padding. The matrix belongs to the workspace and is valid until the next call with the same workspace.
+    """
+    n, h, w, c = x.shape
+    k = kernel_size
+    oh, ow = conv_size(h, k, stride, padding), conv_size(w, k, stride, padding)
+    padded = workspace.get("padded", (n, h + 2 * padding, w + 2 * padding, c), x.dtype)
+    padded[:, padding : padding + h, padding : padding + w] = x  # the border keeps its zeros
+    windows = xp.lib.stride_tricks.sliding_window_view(padded, (k, k), axis=(1, 2))[:, ::stride, ::stride]
+    patches = workspace.get("patches", (n, oh, ow, k, k, c), x.dtype)
+    patches[...] = windows.transpose(0, 1, 2, 4, 5, 3)
+    return patches.reshape(n * oh * ow, k * k * c)
+
+
+def fold(patches, shape, kernel_size, stride, padding, workspace):
+    """Add patches back into images: the adjoint of unfold, (N * OH * OW, K * K * C) -> shape (N, H, W, C).
+
+    Pixel (i, j) of a kernel meets every stride-th pixel of the padded image, from (i, j) on. A loop over these offsets
+    adds all patches, each time one pixel of every patch. Returns a new array.
+    """
+    n, h, w, c = shape
+    k = kernel_size
+    oh, ow = conv_size(h, k, stride, padding), conv_size(w, k, stride, padding)
+    # Where the stride divides the kernel, `stride` neighbours in a row of all patches lie side by side in the image,
+    # without gaps: they are added as one run, which is several times faster for images of few channels.
+    run = stride if k % stride == 0 else 1
+    step = stride // run
+    columns = -(-(w + 2 * padding) // run)
+    patches = patches.reshape(n, oh, ow, k, k // run, run * c)
+    padded = workspace.get("sums", (n, h + 2 * padding, columns, run * c), patches.dtype)
+    padded[...] = 0
+    for i in range(k):
+        for j in range(k // run):
+            padded[:, i : i + stride * oh : stride, j : j + step * ow : step] += patches[:, :, :, i, j]
+    padded = padded.reshape(n, h + 2 * padding, columns * run, c)
+    return padded[:, padding : padding + h, padding : padding + w].copy()
+
+
+def check_images(layer, x, channels):
+    """Raise InputError unless x is a batch of images (N, H, W, channels)."""
+    if x.ndim != 4 or x.shape[-1] != channels:
+        raise InputError(f"{layer!r} expects images (N, H, W, {channels}) but got an array of shape {x.shape}")
+
+
+class Conv2d(Layer):
+    """Cross-correlate images with a bank of kernels: x (N, H, W, C) -> y (N, OH, OW, F).
+
+    OH = (H + 2 * padding - kernel_size) // stride + 1, and OW likewise. With the patches of x laid out as the rows of a
+    matrix P = unfold(x), the layer is one matrix product; weight (K, K, C, F) is read as a matrix W (K * K * C, F).
+
+        forward    y = P W + b
+        backward   dW = P^T dy     db = sum of dy over N, OH, OW     dx = fold(dy W^T)
+
+    Raises InputError for an input that is not (N, H, W, C) or smaller than the kernel.
+    """
+
+    def __init__(self, inputs, outputs, kernel_size, rng, stride=1, padding=0, gain=1.0, dtype="float32"):
+        fan_in = kernel_size**2 * inputs
+        shape = (kernel_size, kernel_size, inputs, outputs)
+        self.weight = Parameter("weight", random_weight(rng, shape, fan_in, gain, dtype))
+        self.bias = Parameter("bias", xp.zeros(outputs, dtype))
+        self.parameters = (self.weight, self.bias)
+        self.inputs, self.outputs = inputs, outputs
+        self.geometry = (kernel_size, stride, padding)
+        self.workspace = Workspace()
+
+    def forward(self, x):
+        check_images(self, x, self.inputs)
+        n, h, w, _ = self.input_shape = x.shape
+        oh, ow = conv_size(h, *self.geometry), conv_size(w, *self.geometry)
+        if oh < 1 or ow < 1:
+            raise InputError(f"{self!r} got an image of {h}x{w}, smaller than its kernel")
+        self.patches = unfold(x, *self.geometry, self.workspace)
+        y = self.patches @ self.weight.value.reshape(-1, self.outputs)
+        y += self.bias.value
+        return y.reshape(n, oh, ow, self.outputs)
+
+    def backward(self, dy):
+        rows = dy.reshape(-1, self.outputs)
+        xp.matmul(self.patches.T, rows, out=self.weight.grad.reshape(-1, self.outputs))
+        self.bias.grad[...] = sum_rows(dy)
+        dpatches = self.workspace.get("dpatches", self.patches.shape, dy.dtype)
+        xp.matmul(rows, self.weight.value.reshape(-1, self.outputs).T, out=dpatches)
+        return fold(dpatches, self.input_shape, *self.geometry, self.workspace)
+
+    def __repr__(self):
+        kernel_size, stride, padding = self.geometry
+        return (f"Conv2d({self.inputs} -> {self.outputs}, {kernel_size}x{kernel_size}, "
+                f"stride {stride}, padding {padding})")
+
+
+class ConvTranspose2d(Layer):
+    """The adjoint of a convolution: x (N, H, W, C) -> y (N, OH, OW, F), with OH = (H - 1) * stride + K - 2 * padding.
+
+    Every pixel of x adds a kernel, scaled by its channels, to the output, `stride` pixels apart. Where Conv2d unfolds
+    and multiplies, this layer multiplies and folds. weight (K, K, F, C) holds the kernels of the convolution from F to
+    C channels whose adjoint this is; read as a matrix W (K * K * F, C):
+
+        forward    y = fold(x W^T) + b
+        backward   D = unfold(dy)     dW = D^T x     db = sum of dy over N, OH, OW     dx = D W
+
+    An output pixel is the sum of C * K * K / stride^2 products, whence the scale of the initial weights.
+    Kernels of 4x4 at stride 2 overlap evenly; 3x3 would leave a checkerboard (Odena et al. 2016).
+    Raises InputError for an input that is not (N, H, W, C).
+    """
+
+    def __init__(self, inputs, outputs, kernel_size, rng, stride=1, padding=0, gain=1.0, dtype="float32"):
+        fan_in = inputs * kernel_size**2 / stride**2
+        shape = (kernel_size, kernel_size, outputs, inputs)
+        self.weight = Parameter("weight", random_weight(rng, shape, fan_in, gain, dtype))
+        self.bias = Parameter("bias", xp.zeros(outputs, dtype))
+        self.parameters = (self.weight, self.bias)
+        self.inputs, self.outputs = inputs, outputs
+        self.geometry = (kernel_size, stride, padding)
+        self.workspace = Workspace()
+
+    def forward(self, x):
+        check_images(self, x, self.inputs)
+        n, h, w, _ = self.input_shape = x.shape
+        oh, ow = conv_transpose_size(h, *self.geometry), conv_transpose_size(w, *self.geometry)
+        self.x = x.reshape(-1, self.inputs)
+        matrix = self.weight.value.reshape(-1, self.inputs)
+        patches = self.workspace.get("products", (len(self.x), len(matrix)), x.dtype)
+        xp.matmul(self.x, matrix.T, out=patches)
+        y = fold(patches, (n, oh, ow, self.outputs), *self.geometry, self.workspace)
+        y += self.bias.value
+        return y
+
+    def backward(self, dy):
+        dpatches = unfold(dy, *self.geometry, self.workspace)
+        xp.matmul(dpatches.T, self.x, out=self.weight.grad.reshape(-1, self.inputs))
+        self.bias.grad[...] = sum_rows(dy)
+        return (dpatches @ self.weight.value.reshape(-1, self.inputs)).reshape(self.input_shape)
+
+    def __repr__(self):
+        kernel_size, stride, padding = self.geometry
+        return (f"ConvTranspose2d({self.inputs} -> {self.outputs}, {kernel_size}x{kernel_size}, "
+                f"stride {stride}, padding {padding})")

@@ -1,0 +1,66 @@
+"""Finite differences: is a handwritten gradient the derivative of what forward computes?
+
+Work in float64, with a random upstream gradient (one of ones lets a transposed gradient pass) and inputs away from
+kinks such as LeakyReLU's at 0. A right gradient then agrees to about 1e-9, a wrong one hardly ever to 1e-2.
+"""
+
+import numpy as np
+
+from vae_np.backend import to_cpu
+
+
+def relative_error(a, b):
+    """|a - b| / (|a| + |b|), with Euclidean norms: 0 for equal arrays, 1 for opposite ones."""
+    a, b = np.asarray(to_cpu(a), np.float64), np.asarray(to_cpu(b), np.float64)
+    scale = np.linalg.norm(a) + np.linalg.norm(b)
+    return float(np.linalg.norm(a - b) / scale) if scale else 0.0
+
+
+def numerical_gradient(f, x, h=1e-5):
+    """The gradient of the number f() with respect to the array x, which f reads, one element at a time.
+
+    Each element is moved by +h and -h: (f(x + h) - f(x - h)) / (2 h), whose error is of order h^2. x is put back.
+    """
+    gradient = np.zeros(x.shape)
+    for index in np.ndindex(*x.shape):
+        value = float(x[index])
+        x[index] = value + h
+        above = float(f())
+        x[index] = value - h
+        gradient[index] = (above - float(f())) / (2 * h)
+        x[index] = value
+    return gradient
+
+
+def check_layer(layer, x, rng):
+    """Compare a layer's gradients with finite differences: {"input": error, "weight": error, ...}, relative errors.
+
+    The loss is <dy, layer.forward(x)> for a random dy, whose gradient with respect to the output is dy.
+    """
+    y = layer.forward(x)
+    dy = rng.standard_normal(y.shape)
+    dx = layer.backward(dy).copy()
+    analytic = {"input": dx} | {parameter.name: parameter.grad.copy() for parameter in layer.parameters}
+    arrays = {"input": x} | {parameter.name: parameter.value for parameter in layer.parameters}
+
+    def loss():
+        return (layer.forward(x) * dy).sum()
+
+    return {name: relative_error(analytic[name], numerical_gradient(loss, arrays[name])) for name in arrays}
+
+
+def check_direction(f, values, gradient, rng, h=1e-5):
+    """Check a large gradient with two evaluations of f: its product with a random direction u, |u| = 1.
+
+    <gradient, u> must equal the derivative of f along u, (f(values + h u) - f(values - h u)) / (2 h). Returns the
+    relative error; values is put back.
+    """
+    u = rng.standard_normal(values.shape)
+    u /= np.linalg.norm(u)
+    start = values.copy()
+    values[...] = start + h * u
+    above = float(f())
+    values[...] = start - h * u
+    below = float(f())
+    values[...] = start
+    return relative_error((above - below) / (2 * h), np.vdot(gradient, u))

@@ -1,0 +1,176 @@
+"""Parameter, Layer and the layers without a convolution: Dense, LeakyReLU, Reshape, Sequential.
+
+A layer is a map and its adjoint: forward(x) -> y keeps what backward(dy) -> dx needs. dy is the gradient of the loss
+with respect to y, dx the one with respect to x. backward overwrites the gradients of the layer's parameters (it does
+not add to them), and neither ever writes to the arrays that it was given.
+"""
+
+import math
+
+from vae_np.backend import to_device, xp
+
+
+class Parameter:
+    """An array to be learned and the gradient of the loss with respect to it, of the same shape and dtype."""
+
+    def __init__(self, name, value):
+        self.name = name
+        self.value = value
+        self.grad = xp.zeros_like(value)
+
+    def __repr__(self):
+        return f"Parameter({self.name}, {self.value.shape}, {self.value.dtype})"
+
+
+def bind(parameters, values, grads):
+    """Make every parameter a view into two flat arrays: its value into `values`, its gradient into `grads`.
+
+    Adam, checkpoints and sums of gradients over workers are then single array operations. What the parameters held
+    before is forgotten; `pack` keeps it.
+    """
+    start = 0
+    for parameter in parameters:
+        stop = start + parameter.value.size
+        shape = parameter.value.shape
+        parameter.value = values[start:stop].reshape(shape)
+        parameter.grad = grads[start:stop].reshape(shape)
+        start = stop
+
+
+def pack(parameters):
+    """Move parameters into two new flat arrays, values and gradients, bind them there, and return both arrays."""
+    values = xp.concatenate([parameter.value.ravel() for parameter in parameters])
+    grads = xp.zeros_like(values)
+    bind(parameters, values, grads)
+    return values, grads
+
+
+def random_weight(rng, shape, fan_in, gain, dtype):
+    """Weights drawn from N(0, gain^2 / fan_in), so that a layer keeps the scale of what passes through it.
+
+    fan_in is the number of inputs that are summed into one output. gain makes up for what the activation takes away:
+    1 for none, sqrt(2 / (1 + slope^2)) for LeakyReLU(slope) (He et al. 2015, "Delving deep into rectifiers").
+    """
+    weight = rng.standard_normal(shape, dtype=dtype)
+    weight *= gain / math.sqrt(fan_in)
+    return to_device(weight)
+
+
+def sum_rows(dy):
+    """Sum (..., F) over all axes but the last: the gradient of a bias that was added to every row.
+
+    In two steps, a wide one and a small one: adding up hundreds of thousands of rows of 3 numbers one by one is slow,
+    and in float32 it rounds more.
+    """
+    if dy.ndim > 2:
+        dy = dy.reshape(-1, dy.shape[-2] * dy.shape[-1]).sum(axis=0).reshape(-1, dy.shape[-1])
+    return dy.sum(axis=0)
+
+
+class Layer:
+    """A differentiable map. Subclasses define forward and backward, and list what they learn in `parameters`."""
+
+    parameters = ()
+
+    def forward(self, x):
+        """Return y, and keep what backward needs."""
+        raise NotImplementedError
+
+    def backward(self, dy):
+        """Given dL/dy for the y of the last forward, overwrite the parameters' gradients and return dL/dx."""
+        raise NotImplementedError
+
+
+class Dense(Layer):
+    """Multiply by a matrix and add a bias: x (N, I) -> y (N, O).
+
+        forward    y = x W + b
+        backward   dW = x^T dy     db = sum of dy over N     dx = dy W^T
+    """
+
+    def __init__(self, inputs, outputs, rng, gain=1.0, dtype="float32"):
+        self.weight = Parameter("weight", random_weight(rng, (inputs, outputs), inputs, gain, dtype))
+        self.bias = Parameter("bias", xp.zeros(outputs, dtype))
+        self.parameters = (self.weight, self.bias)
+
+    def forward(self, x):
+        self.x = x
+        y = x @ self.weight.value
+        y += self.bias.value
+        return y
+
+    def backward(self, dy):
+        xp.matmul(self.x.T, dy, out=self.weight.grad)
+        self.bias.grad[...] = sum_rows(dy)
+        return dy @ self.weight.value.T
+
+    def __repr__(self):
+        return "Dense({} -> {})".format(*self.weight.value.shape)
+
+
+class LeakyReLU(Layer):
+    """Let positive numbers pass and scale negative ones: y = x where x > 0, else slope * x (Maas et al. 2013).
+
+        backward   dx = dy where x > 0, else slope * dy
+    """
+
+    def __init__(self, slope=0.2):
+        self.slope = slope
+
+    @property
+    def gain(self):
+        """What the weights before this activation are multiplied by to keep the scale; see random_weight."""
+        return math.sqrt(2 / (1 + self.slope**2))
+
+    def forward(self, x):
+        self.y = xp.maximum(x, self.slope * x)
+        return self.y
+
+    def backward(self, dy):
+        # Arithmetic on a mask: xp.where is several times slower. y has the sign of x.
+        dx = (self.y > 0).astype(dy.dtype)
+        dx *= 1 - self.slope
+        dx += self.slope
+        dx *= dy
+        return dx
+
+    def __repr__(self):
+        return f"LeakyReLU({self.slope})"
+
+
+class Reshape(Layer):
+    """Give every item of a batch another shape: x (N, ...) -> y (N, *shape). The numbers stay as they are."""
+
+    def __init__(self, *shape):
+        self.shape = shape
+
+    def forward(self, x):
+        self.input_shape = x.shape
+        return x.reshape(-1, *self.shape)
+
+    def backward(self, dy):
+        return dy.reshape(self.input_shape)
+
+    def __repr__(self):
+        return f"Reshape{self.shape}"
+
+
+class Sequential(Layer):
+    """Layers one after the other: forward from first to last, backward from last to first (the chain rule)."""
+
+    def __init__(self, *layers):
+        self.layers = layers
+        self.parameters = tuple(parameter for layer in layers for parameter in layer.parameters)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer.forward(x)
+        return x
+
+    def backward(self, dy):
+        for layer in reversed(self.layers):
+            dy = layer.backward(dy)
+        return dy
+
+    def __repr__(self):
+        return "Sequential(\n" + "".join(f"  {layer!r}\n" for layer in self.layers) + ")"
