@@ -1,0 +1,169 @@
+"""Likelihoods and the KL divergence: values by the textbook, gradients by finite differences, sums against means."""
+
+import math
+
+import numpy as np
+import pytest
+
+from vae_np.backend import to_cpu, to_device
+from vae_np.errors import InputError
+from vae_np.gradcheck import numerical_gradient, relative_error
+from vae_np.losses import LIKELIHOODS, Bernoulli, CalibratedGaussian, Gaussian, kl_divergence, sigmoid, squared_error
+
+SHAPE = (3, 4, 5, 3)
+
+
+@pytest.fixture
+def batch(rng):
+    return to_device(2 * rng.standard_normal(SHAPE)), to_device(rng.random(SHAPE))
+
+
+@pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian(0.1), Gaussian(0.7)])
+def test_gradient_of_a_likelihood(likelihood, batch):
+    logits, x = batch
+    _, dlogits = likelihood(logits, x)
+    assert relative_error(dlogits, numerical_gradient(lambda: likelihood(logits, x)[0], logits)) < 1e-6
+
+
+def test_gradient_of_the_calibrated_gaussian_where_sigma_moves_with_the_logits(batch):
+    logits, x = batch
+    likelihood = CalibratedGaussian()
+
+    def loss():
+        likelihood.calibrate(squared_error(logits, x), x.size)
+        return likelihood(logits, x)[0]
+
+    loss()
+    _, dlogits = likelihood(logits, x)
+    assert relative_error(dlogits, numerical_gradient(loss, logits)) < 1e-6
+
+
+def test_bernoulli_is_the_cross_entropy_summed_over_pixels_and_averaged_over_images(batch):
+    logits, x = (to_cpu(a) for a in batch)
+    p = 1 / (1 + np.exp(-logits))
+    images = [-np.sum(x[n] * np.log(p[n]) + (1 - x[n]) * np.log(1 - p[n])) for n in range(3)]
+    assert math.isclose(float(Bernoulli()(*batch)[0]), sum(images) / 3, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.3, 1.0, 2.5])
+def test_gaussian_is_the_textbook_density(sigma, batch):
+    logits, x = (to_cpu(a) for a in batch)
+    mean = 1 / (1 + np.exp(-logits))
+    density = np.exp(-((x - mean) ** 2) / (2 * sigma**2)) / math.sqrt(2 * math.pi * sigma**2)
+    with np.errstate(divide="ignore"):
+        expected = -np.log(density).sum() / 3
+    if math.isfinite(expected):
+        assert math.isclose(float(Gaussian(sigma)(*batch)[0]), expected, rel_tol=1e-10)
+    else:  # the density itself underflows; its logarithm must not
+        assert sigma == 0.05
+        assert math.isfinite(float(Gaussian(sigma)(*batch)[0]))
+
+
+def test_calibrated_sigma_is_the_best_one(batch):
+    logits, x = batch
+    likelihood = CalibratedGaussian()
+    likelihood.calibrate(squared_error(logits, x), x.size)
+    best = float(likelihood(logits, x)[0])
+    assert math.isclose(likelihood.sigma, np.sqrt(np.mean((to_cpu(x) - to_cpu(sigmoid(logits))) ** 2)), rel_tol=1e-12)
+    for factor in (0.98, 1.02):
+        assert float(Gaussian(likelihood.sigma * factor)(logits, x)[0]) > best
+
+
+def test_a_perfect_model_does_not_calibrate_sigma_to_zero():
+    likelihood = CalibratedGaussian()
+    likelihood.calibrate(0.0, 100)
+    assert likelihood.sigma == 1 / 255
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian(0.1)])
+def test_extreme_logits_are_stable(likelihood, dtype):
+    logits = to_device(np.array([-1e4, -100, -40, 0, 40, 100, 1e4], dtype).reshape(1, 1, 7, 1))
+    for target in (0.0, 0.25, 1.0):
+        recon, dlogits = likelihood(logits, to_device(np.full((1, 1, 7, 1), target, dtype)))
+        assert np.isfinite(float(recon))
+        assert np.isfinite(to_cpu(dlogits)).all()
+    one = to_device(np.ones((1, 1, 1, 1), dtype))
+    assert math.isclose(float(Bernoulli()(-1e4 * one, one)[0]), 1e4, rel_tol=1e-6)
+    assert float(Bernoulli()(1e4 * one, one)[0]) == 0
+
+
+def test_kl_in_closed_form_equals_the_integral(rng):
+    mu, log_var = np.array([[0.3, -1.2]]), np.array([[0.5, -2.0]])
+    grid = np.linspace(-12, 12, 200_001)
+    expected = 0.0
+    for m, lv in zip(mu[0], log_var[0], strict=True):
+        log_q = -0.5 * (np.log(2 * np.pi) + lv + (grid - m) ** 2 / np.exp(lv))
+        log_p = -0.5 * (np.log(2 * np.pi) + grid**2)
+        expected += np.sum(np.exp(log_q) * (log_q - log_p)) * (grid[1] - grid[0])
+    assert math.isclose(float(kl_divergence(to_device(mu), to_device(log_var))[0]), expected, rel_tol=1e-9)
+
+
+def test_kl_takes_a_log_variance():
+    # A standard deviation of 2 is a log variance of ln 4: KL = (4 - 1 - ln 4) / 2.
+    zero = to_device(np.zeros((5, 1)))
+    kl, _, _ = kl_divergence(zero, zero + math.log(4))
+    assert math.isclose(float(kl), (3 - math.log(4)) / 2, rel_tol=1e-12)
+    assert float(kl_divergence(zero, zero)[0]) == 0
+
+
+def test_gradient_of_the_kl(rng):
+    mu, log_var = to_device(rng.standard_normal((4, 3))), to_device(rng.standard_normal((4, 3)))
+    _, dmu, dlog_var = kl_divergence(mu, log_var)
+
+    def loss():
+        return kl_divergence(mu, log_var)[0]
+
+    assert relative_error(dmu, numerical_gradient(loss, mu)) < 1e-6
+    assert relative_error(dlog_var, numerical_gradient(loss, log_var)) < 1e-6
+
+
+@pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian(0.2)])
+def test_terms_do_not_grow_with_the_batch_and_do_with_the_image(likelihood, batch):
+    logits, x = batch
+    recon, dlogits = likelihood(logits, x)
+    twice, dtwice = likelihood(np.concatenate([logits, logits]), np.concatenate([x, x]))
+    assert math.isclose(float(twice), float(recon), rel_tol=1e-12)
+    np.testing.assert_allclose(to_cpu(dtwice[:3]), to_cpu(dlogits) / 2, rtol=1e-12)
+    tall, _ = likelihood(np.concatenate([logits, logits], axis=1), np.concatenate([x, x], axis=1))
+    assert math.isclose(float(tall), 2 * float(recon), rel_tol=1e-12)
+
+
+def test_kl_is_summed_over_latents_and_averaged_over_images(rng):
+    mu, log_var = rng.standard_normal((4, 3)), rng.standard_normal((4, 3))
+    kl = float(kl_divergence(to_device(mu), to_device(log_var))[0])
+    wide = float(kl_divergence(to_device(np.tile(mu, (1, 2))), to_device(np.tile(log_var, (1, 2))))[0])
+    long = float(kl_divergence(to_device(np.tile(mu, (2, 1))), to_device(np.tile(log_var, (2, 1))))[0])
+    assert math.isclose(wide, 2 * kl, rel_tol=1e-12)
+    assert math.isclose(long, kl, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian(0.2)])
+def test_shards_add_up_to_the_batch(likelihood, batch):
+    logits, x = batch
+    recon, dlogits = likelihood(logits, x)
+    parts = [likelihood(logits[part], x[part], batch_size=3) for part in (slice(0, 2), slice(2, 3))]
+    assert math.isclose(float(sum(part[0] for part in parts)), float(recon), rel_tol=1e-12)
+    np.testing.assert_allclose(np.concatenate([to_cpu(part[1]) for part in parts]), to_cpu(dlogits), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_float32_stays_float32_and_inputs_are_left_alone(name, rng):
+    logits, x = rng.standard_normal(SHAPE, dtype=np.float32), rng.random(SHAPE, dtype=np.float32)
+    mu = rng.standard_normal((3, 2), dtype=np.float32)
+    for array in (logits, x, mu):
+        array.flags.writeable = False
+    recon, dlogits = LIKELIHOODS[name]()(to_device(logits), to_device(x))
+    kl, dmu, dlog_var = kl_divergence(to_device(mu), to_device(mu))
+    assert {a.dtype for a in (recon, dlogits, kl, dmu, dlog_var, sigmoid(to_device(x)))} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize("sigma", [0, -1, float("nan")])
+def test_sigma_must_be_positive(sigma):
+    with pytest.raises(InputError, match="must be above 0"):
+        Gaussian(sigma)
+
+
+def test_reprs():
+    assert repr(Bernoulli()) == "Bernoulli()"
+    assert repr(CalibratedGaussian(0.25)) == "CalibratedGaussian(sigma=0.25)"

@@ -1,0 +1,126 @@
+"""The two terms of the ELBO, in nats per image, each with its gradient.
+
+Everything is summed over pixels and channels (or latents) and averaged over the batch, never anything else, so that
+loss = recon + beta * kl means the same at every image size. A shard of a larger batch passes the size of that batch as
+`batch_size`: its terms and gradients then add up with those of the other shards.
+"""
+
+import math
+
+from vae_np.backend import xp
+from vae_np.errors import InputError
+
+
+def sigmoid(logits):
+    """1 / (1 + exp(-logits)), written so that no logit overflows: sigmoid(l) = (1 + tanh(l / 2)) / 2."""
+    y = xp.tanh(0.5 * logits)
+    y += 1
+    y *= 0.5
+    return y
+
+
+class Bernoulli:
+    """Every channel of a pixel is a coin with probability sigmoid(l): the binary cross-entropy between x and it.
+
+        recon     = 1/N sum [softplus(l) - x l],  softplus(l) = log(1 + e^l) = max(l, 0) + log(1 + e^-|l|)
+        d recon   = 1/N (sigmoid(l) - x),         sigmoid(l) = exp(l - softplus(l))
+
+    Both are stable for any logit. For x strictly between 0 and 1 this is not the density of a real number (Loaiza-Ganem
+    and Cunningham 2019); it is the loss with which most VAEs of faces are trained (Kingma and Welling 2014).
+    """
+
+    name = "bernoulli"
+    sigma = None
+
+    def __call__(self, logits, x, batch_size=None):
+        """Logits and images x in [0, 1], both (N, H, W, C) -> (recon, gradient with respect to the logits)."""
+        n = batch_size or len(x)
+        softplus = xp.log1p(xp.exp(-xp.abs(logits)))
+        softplus += xp.maximum(logits, 0)
+        recon = (softplus - x * logits).sum() / n
+        dlogits = xp.exp(logits - softplus)
+        dlogits -= x
+        dlogits /= n
+        return recon, dlogits
+
+    def __repr__(self):
+        return "Bernoulli()"
+
+
+class Gaussian:
+    """Every channel of a pixel is normal around m = sigmoid(l) with one standard deviation sigma.
+
+        recon     = 1/N sum [(x - m)^2 / (2 sigma^2) + log sigma + log(2 pi) / 2]
+        d recon   = 1/N (m - x) / sigma^2 * m (1 - m)
+
+    recon is the negative logarithm of a density, so it may be below 0. Raises InputError unless sigma > 0.
+    """
+
+    name = "gaussian"
+
+    def __init__(self, sigma=0.1):
+        if not sigma > 0:
+            raise InputError(f"sigma is a standard deviation and must be above 0, not {sigma}")
+        self.sigma = sigma
+
+    def __call__(self, logits, x, batch_size=None):
+        """Logits and images x in [0, 1], both (N, H, W, C) -> (recon, gradient with respect to the logits)."""
+        n = batch_size or len(x)
+        mean = sigmoid(logits)
+        error = mean - x
+        log_normalizer = x.size * (math.log(self.sigma) + 0.5 * math.log(2 * math.pi))
+        recon = (xp.vdot(error, error) / (2 * self.sigma**2) + log_normalizer) / n
+        dlogits = error
+        dlogits *= mean
+        dlogits *= 1 - mean
+        dlogits /= n * self.sigma**2
+        return recon, dlogits
+
+    def __repr__(self):
+        return f"{type(self).__name__}(sigma={self.sigma:.4g})"
+
+
+class CalibratedGaussian(Gaussian):
+    """A Gaussian whose sigma is the best one for the batch at hand: sigma^2 = mean of (x - m)^2 over the batch.
+
+    This is sigma-VAE (Rybkin, Daniilidis and Levine 2021). At the optimum the derivative of recon with respect to sigma
+    is 0, so the gradient with respect to the logits is the one of a Gaussian whose sigma is held fixed at that value.
+    Sigma depends on the whole batch: call `calibrate` before the likelihood. On held-out images leave it as training
+    left it; to fit it to the images that it is judged on would flatter.
+    """
+
+    name = "calibrated"
+    # Where the model is perfect, sigma would be 0 and recon minus infinity; 8-bit images are rounded to 1/255 anyway.
+    smallest_sigma = 1 / 255
+
+    def __init__(self, sigma=0.2):
+        super().__init__(sigma)
+
+    def calibrate(self, squared_error, count):
+        """Set sigma from the sum of (x - m)^2 over a batch and the number of its terms."""
+        self.sigma = max(math.sqrt(float(squared_error) / count), self.smallest_sigma)
+
+
+LIKELIHOODS = {likelihood.name: likelihood for likelihood in (Bernoulli, Gaussian, CalibratedGaussian)}
+
+
+def squared_error(logits, x):
+    """Sum of (x - sigmoid(logits))^2 over the whole batch: what CalibratedGaussian.calibrate asks for."""
+    error = sigmoid(logits)
+    error -= x
+    return xp.vdot(error, error)
+
+
+def kl_divergence(mu, log_var, batch_size=None):
+    """KL divergence from N(mu, exp(log_var)) to N(0, 1), summed over latents: mu, log_var (N, Z).
+
+        kl        = 1/N sum [mu^2 + exp(log_var) - 1 - log_var] / 2
+        d mu      = 1/N mu
+        d log_var = 1/N (exp(log_var) - 1) / 2
+
+    Returns (kl, dmu, dlog_var). Kingma and Welling 2014, appendix B.
+    """
+    n = batch_size or len(mu)
+    var = xp.exp(log_var)
+    kl = 0.5 * (mu * mu + var - 1 - log_var).sum() / n
+    return kl, mu / n, (var - 1) / (2 * n)

@@ -1,0 +1,178 @@
+"""The variational autoencoder: encoder, reparameterization, decoder; forward and backward of the whole ELBO.
+
+    x --encoder--> mu, log_var --reparameterization--> z = mu + exp(log_var / 2) * eps --decoder--> logits
+
+Kingma and Welling 2014, "Auto-encoding variational Bayes".
+"""
+
+import numpy as np
+
+from vae_np.backend import to_cpu, to_device, xp
+from vae_np.conv import Conv2d, ConvTranspose2d
+from vae_np.errors import InputError
+from vae_np.layers import Dense, LeakyReLU, Reshape, Sequential, bind, pack
+from vae_np.losses import kl_divergence, sigmoid
+
+# Images that encode, decode and reconstruct handle at a time, so that their memory does not grow with the input.
+CHUNK = 64
+
+
+class VAE:
+    """A convolutional VAE for square RGB images.
+
+    encoder   for every entry of channels a 4x4 stride-2 convolution and LeakyReLU(0.2), then one dense layer to mu and
+              log_var
+    decoder   dense, LeakyReLU, and the mirror image in 4x4 stride-2 transposed convolutions, ending in 3 logits a pixel
+
+    image_size must be divisible by 2^len(channels). seed fixes the initial weights. dtype is float32, or float64 for
+    gradient checks. All parameters are views into the flat array `values`, their gradients into `grads`.
+    Raises InputError for settings that do not fit.
+    """
+
+    def __init__(self, image_size=64, channels=(32, 64, 128, 256), latent_dim=128, seed=0, dtype="float32"):
+        check_settings(image_size, channels, latent_dim)
+        self.settings = {"image_size": image_size, "channels": list(channels), "latent_dim": latent_dim}
+        self.image_size, self.latent_dim, self.dtype = image_size, latent_dim, np.dtype(dtype)
+        rng = np.random.default_rng(seed)
+        self.encoder = build_encoder(image_size, channels, latent_dim, rng, dtype)
+        self.decoder = build_decoder(image_size, channels, latent_dim, rng, dtype)
+        self.parameters = self.encoder.parameters + self.decoder.parameters
+        self.values, self.grads = pack(self.parameters)
+
+    def replica(self):
+        """A VAE that shares this one's parameters and has gradients and caches of its own, for another thread."""
+        other = VAE(**self.settings, dtype=self.dtype)
+        other.values = self.values
+        bind(other.parameters, other.values, other.grads)
+        return other
+
+    # The path that training takes: what forward keeps, backward uses.
+
+    def forward(self, x, eps):
+        """Images x (N, H, W, 3) in [0, 1] and noise eps (N, Z) from N(0, 1) -> (logits, mu, log_var).
+
+        Noise is an argument, never drawn here: backward must use the very noise that forward used.
+        Raises InputError for images or noise of another shape, dtype or range.
+        """
+        self._check_images(x)
+        self._check_codes(eps, "noise", rows=len(x))
+        h = self.encoder.forward(x)
+        mu, log_var = h[:, : self.latent_dim], h[:, self.latent_dim :]
+        self.eps, self.std = eps, xp.exp(0.5 * log_var)
+        z = mu + self.std * eps
+        return self.decoder.forward(z), mu, log_var
+
+    def backward(self, dlogits, dmu, dlog_var):
+        """Overwrite `grads`, given the gradients of the loss with respect to the three results of forward.
+
+        z = mu + std * eps and std = exp(log_var / 2), so the gradient dz that comes back through the decoder reaches mu
+        unchanged, and log_var multiplied by d z / d log_var = std * eps / 2. To these are added dmu and dlog_var, which
+        come from the KL divergence. Returns the gradient with respect to x.
+        """
+        dz = self.decoder.backward(dlogits)
+        dh = xp.concatenate([dmu + dz, dlog_var + dz * self.std * self.eps * 0.5], axis=1)
+        return self.encoder.backward(dh)
+
+    def loss_and_gradient(self, x, eps, likelihood, beta=1.0, batch_size=None):
+        """One evaluation of the negative ELBO, loss = recon + beta * kl, and of its gradient, left in `grads`.
+
+        batch_size: where x is a shard, the size of the whole batch. Returns (recon, kl), in nats per image.
+        """
+        logits, mu, log_var = self.forward(x, eps)
+        recon, dlogits = likelihood(logits, x, batch_size)
+        kl, dmu, dlog_var = kl_divergence(mu, log_var, batch_size)
+        self.backward(dlogits, beta * dmu, beta * dlog_var)
+        return recon, kl
+
+    # What a trained model is used for: NumPy arrays in, NumPy arrays out, in chunks.
+
+    def encode(self, x):
+        """Images (N, H, W, 3) -> mu, log_var (N, Z): the approximate posterior q(z | x) of each."""
+        self._check_images(x)
+        h = self._in_chunks(self.encoder, x, (2 * self.latent_dim,))
+        return h[:, : self.latent_dim], h[:, self.latent_dim :]
+
+    def decode(self, z):
+        """Codes (N, Z) -> images (N, H, W, 3) in [0, 1]."""
+        self._check_codes(z, "codes")
+        return self._in_chunks(self.decoder, z, (self.image_size, self.image_size, 3), activation=sigmoid)
+
+    def reconstruct(self, x):
+        """Images -> images, through the posterior mean mu: the reconstruction without noise."""
+        return self.decode(self.encode(x)[0])
+
+    def sample(self, count, rng, temperature=1.0):
+        """Draw `count` new images from the prior: decode(temperature * eps), eps from N(0, I) by a NumPy generator."""
+        eps = rng.standard_normal((count, self.latent_dim), dtype=self.dtype)
+        return self.decode(eps * self.dtype.type(temperature))
+
+    def _in_chunks(self, network, x, shape, activation=lambda y: y):
+        y = np.empty((len(x), *shape), self.dtype)
+        for start in range(0, len(x), CHUNK):
+            part = slice(start, start + CHUNK)
+            y[part] = to_cpu(activation(network.forward(to_device(x[part]))))
+        return y
+
+    def _check_images(self, x):
+        size = self.image_size
+        expected = f"expected images as a {self.dtype} array (N, {size}, {size}, 3) with values in [0, 1]"
+        shape, dtype = getattr(x, "shape", None), getattr(x, "dtype", type(x).__name__)
+        if shape is None or len(shape) != 4 or shape[1:] != (size, size, 3):
+            raise InputError(f"{expected}, got shape {shape}")
+        if dtype != self.dtype:
+            raise InputError(f"{expected}, got {dtype}")
+        # A NaN fails both comparisons, and so this one.
+        if len(x) and not (x.min() >= 0 and x.max() <= 1):
+            raise InputError(f"{expected}, got values from {float(x.min()):g} to {float(x.max()):g}")
+
+    def _check_codes(self, z, name, rows=None):
+        shape, dtype = getattr(z, "shape", None), getattr(z, "dtype", type(z).__name__)
+        if shape is None or len(shape) != 2 or shape[1] != self.latent_dim or rows not in (None, shape[0]):
+            rows = "N" if rows is None else rows
+            raise InputError(f"expected {name} of shape ({rows}, {self.latent_dim}), got shape {shape}")
+        # float64 noise would silently make every array after it float64.
+        if dtype != self.dtype:
+            raise InputError(f"expected {name} as a {self.dtype} array, got {dtype}")
+
+    def __repr__(self):
+        return (f"VAE(image_size={self.image_size}, channels={tuple(self.settings['channels'])}, "
+                f"latent_dim={self.latent_dim}): {self.values.size:,} parameters")
+
+
+def check_settings(image_size, channels, latent_dim):
+    """Raise InputError unless a VAE can be built with these settings."""
+    if not channels or min(channels) < 1:
+        raise InputError(f"channels must be one or more positive numbers, not {tuple(channels)}")
+    if latent_dim < 1:
+        raise InputError(f"latent_dim must be at least 1, not {latent_dim}")
+    factor = 2 ** len(channels)
+    if image_size < factor or image_size % factor:
+        near = max(factor, round(image_size / factor) * factor)
+        raise InputError(f"image_size must be divisible by {factor}, since {len(channels)} layers halve it; "
+                         f"{image_size} is not, {near} is")
+
+
+def build_encoder(image_size, channels, latent_dim, rng, dtype):
+    """Images (N, S, S, 3) -> (N, 2 * latent_dim): mu and log_var side by side."""
+    layers, inputs = [], 3
+    for outputs in channels:
+        activation = LeakyReLU(0.2)
+        layers += [Conv2d(inputs, outputs, 4, rng, stride=2, padding=1, gain=activation.gain, dtype=dtype), activation]
+        inputs = outputs
+    side = image_size // 2 ** len(channels)
+    flat = side * side * inputs
+    return Sequential(*layers, Reshape(flat), Dense(flat, 2 * latent_dim, rng, dtype=dtype))
+
+
+def build_decoder(image_size, channels, latent_dim, rng, dtype):
+    """Codes (N, latent_dim) -> logits (N, S, S, 3)."""
+    side, inputs = image_size // 2 ** len(channels), channels[-1]
+    activation = LeakyReLU(0.2)
+    layers = [Dense(latent_dim, side * side * inputs, rng, gain=activation.gain, dtype=dtype), activation,
+              Reshape(side, side, inputs)]
+    for outputs in channels[-2::-1]:
+        activation = LeakyReLU(0.2)
+        layers += [ConvTranspose2d(inputs, outputs, 4, rng, stride=2, padding=1, gain=activation.gain, dtype=dtype),
+                   activation]
+        inputs = outputs
+    return Sequential(*layers, ConvTranspose2d(inputs, 3, 4, rng, stride=2, padding=1, dtype=dtype))
