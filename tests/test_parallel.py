@@ -1,0 +1,70 @@
+"""A batch split over threads must give what the whole batch gives."""
+
+import numpy as np
+import pytest
+
+from vae_np import VAE, parallel
+from vae_np.backend import to_cpu, to_device
+from vae_np.losses import LIKELIHOODS, Bernoulli, CalibratedGaussian, squared_error
+from vae_np.parallel import Workers
+
+COUNT = 13
+
+
+@pytest.fixture
+def task(rng):
+    model = VAE(image_size=16, channels=(4, 6), latent_dim=5, dtype="float64")
+    return model, to_device(rng.random((COUNT, 16, 16, 3))), to_device(rng.standard_normal((COUNT, 5)))
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize(("threads", "shard"), [(1, 4), (2, 3), (3, 5), (2, 100), (4, 5)])
+def test_equals_the_whole_batch(task, threads, shard, name, monkeypatch):
+    monkeypatch.setattr(parallel, "SHARD_SIZE", shard)
+    model, x, eps = task
+    whole = LIKELIHOODS[name]()
+    if isinstance(whole, CalibratedGaussian):
+        whole.calibrate(squared_error(model.forward(x, eps)[0], x), x.size)
+    terms = model.loss_and_gradient(x, eps, whole, beta=0.7)
+    gradient = to_cpu(model.grads).copy()
+    likelihood, workers = LIKELIHOODS[name](), Workers(model, threads)
+    for _ in range(2):  # sums of an earlier batch must not leak into the next
+        model.grads[...] = 99
+        np.testing.assert_allclose(workers.loss_and_gradient(x, eps, likelihood, beta=0.7), terms, rtol=1e-10)
+        np.testing.assert_allclose(to_cpu(model.grads), gradient, rtol=1e-8, atol=1e-10)
+    assert likelihood.sigma == pytest.approx(whole.sigma) if whole.sigma else likelihood.sigma is None
+
+
+def test_a_shorter_batch_after_a_longer_one(task, monkeypatch):
+    monkeypatch.setattr(parallel, "SHARD_SIZE", 4)
+    model, x, eps = task
+    workers = Workers(model, 3)
+    workers.loss_and_gradient(x, eps, Bernoulli())
+    workers.loss_and_gradient(x[:3], eps[:3], Bernoulli())  # one shard: two workers have nothing to do
+    split = to_cpu(model.grads).copy()
+    model.loss_and_gradient(x[:3], eps[:3], Bernoulli())
+    np.testing.assert_allclose(split, to_cpu(model.grads), rtol=1e-8, atol=1e-10)
+
+
+def test_the_same_bits_every_time(task):
+    model, x, eps = task
+    gradients = []
+    for _ in range(3):
+        Workers(model, 2).loss_and_gradient(x, eps, Bernoulli())
+        gradients.append(to_cpu(model.grads).copy())
+    np.testing.assert_array_equal(gradients[0], gradients[1])
+    np.testing.assert_array_equal(gradients[0], gradients[2])
+
+
+def test_map_covers_every_index_once_and_in_order(task, monkeypatch):
+    monkeypatch.setattr(parallel, "SHARD_SIZE", 3)
+    shards = Workers(task[0], 2).map(lambda worker, shard: list(range(shard.start, shard.stop)), 11)
+    assert [i for shard in shards for i in shard] == list(range(11))
+
+
+def test_an_error_in_a_worker_is_raised(task):
+    def fail(worker, shard):
+        raise RuntimeError(f"shard {shard.start}")
+
+    with pytest.raises(RuntimeError, match="shard 0"):
+        Workers(task[0], 2).map(fail, 5)

@@ -1,0 +1,65 @@
+"""Adam on one flat buffer, gradient clipping, and the schedules of the learning rate and of beta."""
+
+import math
+
+from vae_np.backend import xp
+
+# Numbers updated at a time, so that the five arrays of a block stay in cache between the operations on them.
+BLOCK = 1 << 15 if xp.__name__ == "numpy" else 1 << 40
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015), updating the flat array `values` from the flat array `grads`, in place.
+
+        m = beta1 m + (1 - beta1) g              a running mean of the gradient
+        v = beta2 v + (1 - beta2) g^2            a running mean of its square
+        values -= learning_rate * m_hat / (sqrt(v_hat) + epsilon)
+
+    m and v start at 0 and are too small at first: m_hat = m / (1 - beta1^t) and v_hat = v / (1 - beta2^t), with t the
+    number of the step, make up for it.
+    """
+
+    def __init__(self, values, grads, beta1=0.9, beta2=0.999, epsilon=1e-8):
+        self.values, self.grads = values, grads
+        self.m, self.v = xp.zeros_like(values), xp.zeros_like(values)
+        self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
+        self.step = 0
+
+    def update(self, learning_rate):
+        """Take one step against the gradient."""
+        self.step += 1
+        m_correction = 1 - self.beta1**self.step
+        v_correction = 1 - self.beta2**self.step
+        for start in range(0, self.values.size, BLOCK):
+            block = slice(start, start + BLOCK)
+            m, v, g = self.m[block], self.v[block], self.grads[block]
+            m += (1 - self.beta1) * (g - m)
+            v += (1 - self.beta2) * (g * g - v)
+            self.values[block] -= (learning_rate / m_correction) * m / (xp.sqrt(v / v_correction) + self.epsilon)
+
+    def __repr__(self):
+        return f"Adam(beta1={self.beta1}, beta2={self.beta2}, epsilon={self.epsilon}, step={self.step})"
+
+
+def clip_gradient(grads, max_norm):
+    """Scale the flat gradient in place so that its norm is at most max_norm; return the norm that it had."""
+    norm = math.sqrt(float(xp.vdot(grads, grads)))
+    if norm > max_norm:
+        grads *= max_norm / norm
+    return norm
+
+
+def learning_rate_at(step, total_steps, peak, warmup_steps=0, final=0.0):
+    """Linear warm-up from 0 to peak, then half a cosine down to final * peak (Loshchilov and Hutter 2017).
+
+    step counts from 0 and the last one is total_steps - 1; final = 1 keeps the rate constant after the warm-up.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def beta_at(step, beta, warmup_steps=0):
+    """The weight of the KL divergence: linear from 0 to beta over warmup_steps (Bowman et al. 2016), then constant."""
+    return beta * min(1.0, step / warmup_steps) if warmup_steps else beta
