@@ -1,0 +1,92 @@
+"""Pictures: grids and labelled rows of faces, curves, animations.
+
+Only this file uses matplotlib, and imports it only when it draws.
+"""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vae_np.files import replacing
+
+PAPER = 255  # the background, white
+GAP = 2  # pixels between two images
+
+
+def to_uint8(images):
+    """Float images in [0, 1] -> uint8, rounded; values outside are clipped. uint8 passes as it is."""
+    if images.dtype == np.uint8:
+        return np.asarray(images)
+    return (np.clip(images, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def grid(images, columns):
+    """Images (N, H, W, 3), row by row, on one sheet: uint8 (rows * (H + gap), columns * (W + gap), 3) without a rim."""
+    images = to_uint8(images)
+    n, h, w, c = images.shape
+    rows = -(-n // columns)
+    cells = np.full((rows * columns, h + GAP, w + GAP, c), PAPER, np.uint8)
+    cells[:n, :h, :w] = images
+    sheet = cells.reshape(rows, columns, h + GAP, w + GAP, c).swapaxes(1, 2)
+    return sheet.reshape(rows * (h + GAP), columns * (w + GAP), c)[:-GAP, :-GAP]
+
+
+def enlarge(sheet, scale):
+    """Repeat every pixel scale x scale times, so that small images can be seen as they are."""
+    return sheet.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def labelled_rows(rows, scale=2):
+    """A sheet of rows of images, each with its label at the left: rows is a list of (label, images (N, H, W, 3))."""
+    strips = [enlarge(grid(images, len(images)), scale) for _, images in rows]
+    font = ImageFont.load_default(6 * scale + 2)
+    margin = 8 + max(int(font.getlength(line)) for label, _ in rows for line in label.split("\n")) + 8
+    gap = GAP * scale
+    height = sum(len(strip) + gap for strip in strips) - gap
+    sheet = Image.new("RGB", (margin + max(strip.shape[1] for strip in strips), height), (PAPER,) * 3)
+    draw, top = ImageDraw.Draw(sheet), 0
+    for (label, _), strip in zip(rows, strips, strict=True):
+        draw.text((8, top + len(strip) // 2), label, fill="black", font=font, anchor="lm")
+        sheet.paste(Image.fromarray(strip), (margin, top))
+        top += len(strip) + gap
+    return np.asarray(sheet)
+
+
+def save(path, sheet, scale=1):
+    """Write a uint8 (H, W, 3) sheet, or a float one in [0, 1], as an image file; the ending of path says which kind."""
+    with replacing(path) as partial:
+        Image.fromarray(enlarge(to_uint8(sheet), scale)).save(partial)
+
+
+def save_animation(path, sheets, milliseconds=60):
+    """Write sheets of equal size as a GIF that plays for ever."""
+    frames = [Image.fromarray(to_uint8(sheet)) for sheet in sheets]
+    with replacing(path) as partial:
+        frames[0].save(partial, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
+
+
+def figure(rows=1, columns=1, width=5.0, height=3.5):
+    """A matplotlib figure that needs no screen, and its axes (rows, columns), each of width x height inches."""
+    from matplotlib.figure import Figure
+
+    chart = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    return chart, chart.subplots(rows, columns, squeeze=False)
+
+
+def save_figure(path, chart):
+    """Write a figure as an image file."""
+    with replacing(path) as partial:
+        chart.savefig(partial, dpi=110)
+
+
+def plot_losses(path, history):
+    """Draw total, reconstruction and KL over epochs, training beside validation; history is a list of rows (dicts)."""
+    chart, axes = figure(columns=3, width=4.4)
+    epochs = [row["epoch"] for row in history]
+    for ax, name, title in zip(axes[0], ("loss", "recon", "kl"), ("total", "reconstruction", "KL"), strict=True):
+        ax.plot(epochs, [row[name] for row in history], "o-", label="training")
+        ax.plot(epochs, [row[f"val_{name}"] for row in history], "s--", label="validation")
+        ax.set(title=title, xlabel="epoch", ylabel="nats per image")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.grid(alpha=0.3)
+        ax.legend()
+    save_figure(path, chart)
