@@ -1,0 +1,91 @@
+"""Checkpoints come back as they were, are written whole, and nothing else is taken for one."""
+
+import json
+
+import numpy as np
+import pytest
+
+from vae_np import VAE, checkpoint
+from vae_np.backend import to_cpu
+from vae_np.errors import CheckpointError
+
+SMALL = {"image_size": 16, "channels": [4, 6], "latent_dim": 5}
+
+
+def test_what_is_saved_is_loaded(tmp_path, rng):
+    path = tmp_path / "runs" / "checkpoint.npz"
+    arrays = {"values": rng.standard_normal(7, dtype=np.float32), "progress": np.arange(4, dtype=np.uint8)}
+    state = np.random.default_rng(3).bit_generator.state  # numbers of 128 bits
+    checkpoint.save(path, arrays, {"random_state": state, "history": [{"loss": 0.1}], "name": "Zoë"})
+    loaded, info = checkpoint.load(path)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(loaded[name], array)
+        assert loaded[name].dtype == array.dtype
+    assert info == {"format_version": 1, "random_state": state, "history": [{"loss": 0.1}], "name": "Zoë"}
+
+
+def test_load_model(tmp_path, rng):
+    model = VAE(**SMALL, seed=3)
+    checkpoint.save(tmp_path / "a.npz", {"values": to_cpu(model.values)}, {"model": model.settings})
+    loaded, _ = checkpoint.load_model(tmp_path / "a.npz")
+    x = rng.random((2, 16, 16, 3), dtype=np.float32)
+    np.testing.assert_array_equal(loaded.reconstruct(x), model.reconstruct(x))
+
+
+def test_a_failure_while_saving_leaves_the_old_one(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    checkpoint.save(path, {"values": np.arange(3)}, {"step": 1})
+
+    class Unwritable:
+        def __array__(self, *args, **kwargs):
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        checkpoint.save(path, {"first": np.arange(100_000), "values": Unwritable()}, {"step": 2})
+    assert checkpoint.load(path)[1]["step"] == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.npz"]
+
+
+def write_npz(path, info):
+    np.savez(path, values=np.arange(3), info=np.array(info))
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda path: None, "there is no checkpoint"),
+        (lambda path: path.write_bytes(b""), "is damaged or no checkpoint"),
+        (lambda path: path.write_text("<html>not found</html>"), "is damaged or no checkpoint"),
+        (lambda path: np.savez(path, values=np.arange(3)), "is damaged or no checkpoint"),
+        (lambda path: np.savez(path, info=np.array({"a": 1}, dtype=object)), "is damaged or no checkpoint"),
+        (lambda path: write_npz(path, "no json"), "is damaged or no checkpoint"),
+        (lambda path: write_npz(path, "[1]"), "is damaged or no checkpoint"),
+        (lambda path: write_npz(path, json.dumps({"format_version": 99})), "has format version 99, this program reads"),
+    ],
+)
+def test_anything_else_is_refused_in_one_line(tmp_path, damage, complaint):
+    path = tmp_path / "checkpoint.npz"
+    damage(path)
+    with pytest.raises(CheckpointError, match=complaint) as error:
+        checkpoint.load(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_truncated_and_altered_checkpoints_are_refused(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    checkpoint.save(path, {"values": np.arange(5000)}, {"step": 1})
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:-10], whole[:20_000] + b"\xff" + whole[20_001:]):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="is damaged"):
+            checkpoint.load(path)
+
+
+@pytest.mark.parametrize("info", [{}, {"model": {"image_size": 60}}, {"model": {"depth": 3}},
+                                  {"model": {**SMALL, "latent_dim": 6}}])
+def test_a_checkpoint_of_something_else_is_no_model(tmp_path, info):
+    values = to_cpu(VAE(**SMALL).values)
+    checkpoint.save(tmp_path / "a.npz", {"values": values}, info)
+    with pytest.raises(CheckpointError, match="does not hold a model of this program"):
+        checkpoint.load_model(tmp_path / "a.npz")

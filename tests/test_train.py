@@ -1,0 +1,234 @@
+"""The training loop: it learns, it validates on what it never learned from, and it goes on where it stopped."""
+
+import csv
+import math
+
+import numpy as np
+import pytest
+from conftest import write_dataset
+
+from vae_np import VAE, checkpoint
+from vae_np import train as train_module
+from vae_np.backend import to_cpu
+from vae_np.data import to_float
+from vae_np.errors import CheckpointError, DatasetError, InputError, TrainingError
+from vae_np.losses import Bernoulli, kl_divergence, sigmoid
+from vae_np.metrics import evaluate
+from vae_np.train import Settings, Trainer, write_history
+
+SMALL = {"image_size": 16, "channels": (6, 8), "latent_dim": 4}
+
+
+def trainer_for(dataset, threads=2, **settings):
+    settings = Settings(**{"epochs": 3, "batch_size": 8, "warmup_steps": 2, **settings})
+    return Trainer(VAE(**SMALL, seed=settings.seed), dataset, settings, threads)
+
+
+def run(trainer, epochs=None):
+    while trainer.epoch < (epochs or trainer.settings.epochs):
+        trainer.train_epoch()
+    return trainer
+
+
+def state_of(trainer):
+    return {"values": to_cpu(trainer.model.values), "m": to_cpu(trainer.adam.m), "v": to_cpu(trainer.adam.v),
+            "progress": np.stack(trainer.progress)}
+
+
+def without_speed(history):
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in history]
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "calibrated"])
+def test_overfits_eight_images(tmp_path, likelihood):
+    dataset = write_dataset(tmp_path / "eight", train=8, validation=2, test=0)
+    settings = Settings(epochs=300, batch_size=8, learning_rate=0.02, warmup_steps=2, beta=0.001,
+                        likelihood=likelihood, max_gradient_norm=1e6)
+    trainer = Trainer(VAE(16, channels=(16, 16), latent_dim=4), dataset, settings, threads=1)
+    x = to_float(dataset.split("train"))
+    before = np.abs(trainer.model.reconstruct(x) - x).mean()
+    for _ in range(trainer.settings.epochs):
+        trainer.train_step(x)
+    after = np.abs(trainer.model.reconstruct(x) - x).mean()
+    assert after < 0.02, f"mean absolute error {before:.3f} before, {after:.3f} after"
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(ramps):
+    runs = [run(trainer_for(ramps, seed=seed, epochs=2)) for seed in (0, 0, 1)]
+    for name, array in state_of(runs[0]).items():
+        np.testing.assert_array_equal(array, state_of(runs[1])[name], name)
+    assert without_speed(runs[0].history) == without_speed(runs[1].history)
+    assert not np.array_equal(state_of(runs[0])["values"], state_of(runs[2])["values"])
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "calibrated"])
+def test_resuming_equals_not_having_stopped(ramps, tmp_path, likelihood):
+    straight = run(trainer_for(ramps, likelihood=likelihood))
+    stopped = run(trainer_for(ramps, likelihood=likelihood), epochs=1)
+    stopped.save(tmp_path / "checkpoint.npz")
+    resumed = run(Trainer.resume(tmp_path / "checkpoint.npz", ramps, stopped.settings, threads=2))
+    for name, array in state_of(straight).items():
+        np.testing.assert_array_equal(state_of(resumed)[name], array, name)
+    assert without_speed(resumed.history) == without_speed(straight.history)
+    assert resumed.rng.bit_generator.state == straight.rng.bit_generator.state
+    assert resumed.likelihood.sigma == straight.likelihood.sigma
+
+
+def test_an_epoch_shows_every_training_image_once_in_a_new_order(ramps, monkeypatch):
+    seen = []
+    step = Trainer.train_step
+    monkeypatch.setattr(Trainer, "train_step", lambda self, x: seen.append(x) or step(self, x))
+    trainer = run(trainer_for(ramps, batch_size=7), epochs=2)
+    assert [len(x) for x in seen] == [7, 7, 7, 3] * 2
+    epochs = [np.concatenate(seen[:4]), np.concatenate(seen[4:])]
+    expected = sorted(image.tobytes() for image in to_float(trainer.images))
+    for epoch in epochs:
+        assert sorted(image.tobytes() for image in epoch) == expected
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_only_training_images_change_the_model_and_only_validation_images_are_validated(tmp_path, monkeypatch):
+    first = write_dataset(tmp_path / "a")
+    images = np.load(first.folder / "images.npy")
+    images[first.splits["validation"]] = 255 - images[first.splits["validation"]]
+    images[first.splits["test"]] = 0
+    other = write_dataset(tmp_path / "b")
+    np.save(other.folder / "images.npy", images)
+    other = type(other)(other.folder)
+    runs = [run(trainer_for(dataset), epochs=2) for dataset in (first, other)]
+    np.testing.assert_array_equal(to_cpu(runs[0].model.values), to_cpu(runs[1].model.values))
+    assert runs[0].history[-1]["recon"] == runs[1].history[-1]["recon"]
+    assert runs[0].history[-1]["val_recon"] != runs[1].history[-1]["val_recon"]
+
+
+def test_history_means_are_weighted_by_the_size_of_a_batch(ramps, monkeypatch):
+    terms = iter([(1.0, 10.0, 100.0), (2.0, 20.0, 200.0), (5.0, 50.0, 500.0)])
+
+    def step(self, x):
+        self.adam.step += 1
+        return next(terms)
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    row = trainer_for(ramps, batch_size=11).train_epoch()  # batches of 11, 11 and 2
+    mean = (11 * 1 + 11 * 2 + 2 * 5) / 24
+    assert (row["loss"], row["recon"], row["kl"]) == pytest.approx((mean, 10 * mean, 100 * mean))
+
+
+def test_validation_figures_are_those_of_the_definition(ramps):
+    trainer = run(trainer_for(ramps, beta=0.5, beta_warmup_epochs=0), epochs=1)
+    row, model = trainer.history[0], trainer.model
+    x = to_float(ramps.split("validation"))
+    eps = np.random.default_rng(0).standard_normal((len(x), 4), dtype=np.float32)
+    logits, mu, log_var = model.forward(x, eps)
+    recon, kl = float(Bernoulli()(logits, x)[0]), float(kl_divergence(mu, log_var)[0])
+    mse = ((x - sigmoid(model.decoder.forward(mu))) ** 2).mean(axis=(1, 2, 3))
+    assert row["val_recon"] == pytest.approx(recon, rel=1e-5)
+    assert row["val_kl"] == pytest.approx(kl, rel=1e-5)
+    assert row["val_loss"] == pytest.approx(recon + 0.5 * kl, rel=1e-5)
+    assert row["val_psnr"] == pytest.approx(float(np.mean(-10 * np.log10(mse))), rel=1e-5)
+    assert row["beta"] == 0.5
+
+
+def test_validation_leaves_training_as_it_was(ramps):
+    quiet, looked_at = trainer_for(ramps), trainer_for(ramps)
+    for x in (to_float(ramps.split("train")[:8]), to_float(ramps.split("train")[8:16])):
+        quiet.train_step(x)
+        looked_at.train_step(x)
+        evaluate(looked_at.workers, looked_at.validation_images, looked_at.likelihood)
+        looked_at.look()
+    np.testing.assert_array_equal(to_cpu(quiet.model.values), to_cpu(looked_at.model.values))
+
+
+def test_calibrated_sigma_after_an_epoch_is_that_of_the_training_images(ramps):
+    trainer = run(trainer_for(ramps, likelihood="calibrated"), epochs=1)
+    sigma = trainer.likelihood.sigma
+    evaluate(trainer.workers, trainer.validation_images, trainer.likelihood)
+    assert trainer.likelihood.sigma == sigma, "evaluation must not calibrate on held-out images"
+    # For the best sigma, recon / D = log sigma + (1 + log 2 pi) / 2 for each batch; the epoch's lies close to that.
+    implied = math.exp(trainer.history[0]["recon"] / (16 * 16 * 3) - 0.5 * (1 + math.log(2 * math.pi)))
+    assert sigma == pytest.approx(implied, rel=0.05)
+
+
+def test_noise_is_not_the_stream_that_the_weights_came_from(ramps):
+    trainer = trainer_for(ramps)
+    assert trainer.rng.bit_generator.state != np.random.default_rng(trainer.settings.seed).bit_generator.state
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(ramps):
+    trainer = trainer_for(ramps)
+    before = to_cpu(trainer.model.values).copy()
+    trainer.workers.loss_and_gradient = lambda *args: (float("nan"), 1.0)
+    with pytest.raises(TrainingError, match="epoch 1, step 1: the reconstruction is nan"):
+        trainer.train_step(to_float(ramps.split("train")[:8]))
+    np.testing.assert_array_equal(to_cpu(trainer.model.values), before)
+
+
+def test_limit_takes_the_first_training_images(ramps):
+    trainer = trainer_for(ramps, limit=5)
+    np.testing.assert_array_equal(trainer.images, ramps.split("train")[:5])
+    assert len(trainer.validation_images) == 8
+
+
+def test_schedules_reach_the_optimizer(ramps, monkeypatch):
+    rates, betas = [], []
+    trainer = trainer_for(ramps, epochs=2, learning_rate=0.01, beta=2.0, beta_warmup_epochs=1)
+    monkeypatch.setattr(trainer.adam, "update", lambda rate: rates.append(rate))
+    monkeypatch.setattr(trainer.workers, "loss_and_gradient", lambda *args: betas.append(args[3]) or (1.0, 1.0))
+    for step in range(6):  # three steps an epoch
+        trainer.adam.step = step
+        trainer.train_step(to_float(ramps.split("train")[:8]))
+    assert rates[:3] == pytest.approx([0.005, 0.01, 0.01])
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert betas == pytest.approx([0, 2 / 3, 4 / 3, 2, 2, 2])
+
+
+def test_write_history(tmp_path):
+    write_history(tmp_path / "runs" / "history.csv", [{"epoch": 1, "loss": 2.5}, {"epoch": 2, "loss": 2.25}])
+    with open(tmp_path / "runs" / "history.csv", newline="", encoding="utf-8") as file:
+        assert list(csv.DictReader(file)) == [{"epoch": "1", "loss": "2.5"}, {"epoch": "2", "loss": "2.25"}]
+
+
+def test_progress_shows_the_same_faces_and_noise_every_epoch(ramps):
+    trainer = run(trainer_for(ramps), epochs=2)
+    assert np.stack(trainer.progress).shape == (2, 2 * train_module.LOOK, 16, 16, 3)
+    np.testing.assert_array_equal(trainer.look(), trainer.look())
+    np.testing.assert_array_equal(trainer.look(), trainer.progress[-1])
+
+
+def test_what_does_not_fit_is_refused(ramps, tmp_path):
+    with pytest.raises(InputError, match=r"holds images of size 16, the model expects 32; prepare .* --size 32"):
+        Trainer(VAE(image_size=32, channels=(4, 4)), ramps, Settings())
+    lonely = write_dataset(tmp_path / "lonely", validation=0)
+    with pytest.raises(DatasetError, match="has no validation images"):
+        trainer_for(lonely)
+    run(trainer_for(ramps), epochs=1).save(tmp_path / "checkpoint.npz")
+    other = write_dataset(tmp_path / "other", seed=1)
+    with pytest.raises(CheckpointError, match="was trained on another dataset"):
+        Trainer.resume(tmp_path / "checkpoint.npz", other, Settings())
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"epochs": 0}, "epochs must be above 0"),
+        ({"batch_size": -1}, "batch_size must be above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0"),
+        ({"beta": -1}, "beta must be 0 or more"),
+        ({"beta": float("inf")}, "beta must be 0 or more"),
+        ({"limit": 0}, "limit must be at least 1"),
+        ({"likelihood": "poisson"}, "choose one of bernoulli, gaussian, calibrated"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, complaint):
+    with pytest.raises(InputError, match=complaint):
+        Settings(**settings)
+
+
+def test_a_checkpoint_holds_what_the_lessons_need(ramps, tmp_path):
+    run(trainer_for(ramps), epochs=1).save(tmp_path / "checkpoint.npz")
+    arrays, info = checkpoint.load(tmp_path / "checkpoint.npz")
+    assert set(arrays) == {"values", "m", "v", "progress"}
+    assert info["model"] == {**SMALL, "channels": [6, 8]}
+    assert info["data"] == ramps.description
+    assert info["step"] == 3
+    assert [row["epoch"] for row in info["history"]] == [1]

@@ -1,0 +1,184 @@
+"""The training loop: shuffled batches, forward, loss, backward, step; after each epoch a look at held-out images."""
+
+import csv
+import math
+import time
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from vae_np import checkpoint
+from vae_np.backend import to_cpu, to_device
+from vae_np.data import batches, to_float
+from vae_np.errors import CheckpointError, DatasetError, InputError, TrainingError
+from vae_np.files import replacing
+from vae_np.losses import LIKELIHOODS
+from vae_np.metrics import evaluate
+from vae_np.optim import Adam, beta_at, clip_gradient, learning_rate_at
+from vae_np.parallel import Workers
+
+LOOK = 8  # faces and samples that are looked at after each epoch
+
+
+@dataclass
+class Settings:
+    """How to train; the defaults are the ones that lesson 03 explains."""
+
+    epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 1e-3  # the peak, reached after warmup_steps
+    final_learning_rate: float = 0.05  # where the cosine ends, as a fraction of the peak
+    warmup_steps: int = 100
+    beta: float = 1.0
+    beta_warmup_epochs: float = 1.0
+    likelihood: str = "bernoulli"
+    max_gradient_norm: float = 2000.0
+    seed: int = 0
+    limit: int | None = None  # use the first `limit` training images only
+
+    def __post_init__(self):
+        if self.likelihood not in LIKELIHOODS:
+            raise InputError(f"likelihood {self.likelihood!r} is unknown; choose one of {', '.join(LIKELIHOODS)}")
+        for name in ("epochs", "batch_size", "learning_rate", "max_gradient_norm"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not (self.beta >= 0 and math.isfinite(self.beta)):
+            raise InputError(f"beta must be 0 or more, not {self.beta}")
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"limit must be at least 1, not {self.limit}")
+
+
+class Trainer:
+    """Everything that changes while a model learns: parameters, Adam's moments, random state, history.
+
+    dataset is a data.Dataset; only its training images are learned from, and only its validation images are validated
+    on. threads is passed to parallel.Workers.
+    """
+
+    def __init__(self, model, dataset, settings, threads=None):
+        if dataset.image_size != model.image_size:
+            raise InputError(f"{dataset.folder} holds images of size {dataset.image_size}, the model expects "
+                             f"{model.image_size}; prepare the dataset with --size {model.image_size}")
+        self.images = dataset.split("train", settings.limit)
+        self.validation_images = dataset.split("validation")
+        for name, images in (("training", self.images), ("validation", self.validation_images)):
+            if not len(images):
+                raise DatasetError(f"{dataset.folder} has no {name} images; prepare a dataset that has")
+        self.model, self.dataset, self.settings = model, dataset, settings
+        self.likelihood = LIKELIHOODS[settings.likelihood]()
+        self.workers = Workers(model, threads)
+        self.adam = Adam(model.values, model.grads)
+        # Not the seed alone: the weights were drawn from that stream, and the noise must not repeat them.
+        self.rng = np.random.default_rng([settings.seed, 1])
+        self.history = []
+        self.progress = []  # after each epoch, what `look` saw
+
+    @property
+    def epoch(self):
+        """How many epochs are done."""
+        return len(self.history)
+
+    @property
+    def steps_per_epoch(self):
+        return math.ceil(len(self.images) / self.settings.batch_size)
+
+    def schedules(self, step):
+        """The learning rate and beta of a step."""
+        s = self.settings
+        total = s.epochs * self.steps_per_epoch
+        rate = learning_rate_at(step, total, s.learning_rate, s.warmup_steps, s.final_learning_rate)
+        return rate, beta_at(step, s.beta, s.beta_warmup_epochs * self.steps_per_epoch)
+
+    def train_step(self, x):
+        """One step of stochastic gradient descent on a float32 batch: returns (loss, recon, kl) in nats per image."""
+        rate, beta = self.schedules(self.adam.step)
+        eps = self.rng.standard_normal((len(x), self.model.latent_dim), dtype=self.model.dtype)
+        recon, kl = self.workers.loss_and_gradient(to_device(x), to_device(eps), self.likelihood, beta)
+        recon, kl = float(recon), float(kl)
+        norm = clip_gradient(self.model.grads, self.settings.max_gradient_norm)
+        for name, value in (("reconstruction", recon), ("KL", kl), ("gradient", norm)):
+            if not math.isfinite(value):
+                raise TrainingError(f"epoch {self.epoch + 1}, step {self.adam.step + 1}: the {name} is {value}; the "
+                                    "last checkpoint is as it was; try a lower learning rate")
+        self.adam.update(rate)
+        return recon + beta * kl, recon, kl
+
+    def train_epoch(self):
+        """Go once through the training images in a new random order; append a row to the history and return it."""
+        start = time.perf_counter()
+        order = self.rng.permutation(len(self.images))
+        totals, variance, epochs = np.zeros(3), 0.0, self.settings.epochs
+        with tqdm(total=len(order), desc=f"epoch {self.epoch + 1}/{epochs}", unit="img", leave=False) as bar:
+            for x in batches(self.images, self.settings.batch_size, order):
+                terms = self.train_step(x)
+                totals += np.multiply(terms, len(x))
+                variance += (self.likelihood.sigma or 0) ** 2 * len(x)
+                bar.set_postfix(loss=f"{terms[0]:.0f}", recon=f"{terms[1]:.0f}", kl=f"{terms[2]:.1f}", refresh=False)
+                bar.update(len(x))
+        seconds = time.perf_counter() - start
+        if self.likelihood.sigma:
+            # Held-out images are judged with the sigma of the whole epoch, not with that of its last batch.
+            self.likelihood.sigma = math.sqrt(variance / len(order))
+        self.history.append(self._row(totals / len(order), len(order) / seconds))
+        self.progress.append(self.look())
+        return self.history[-1]
+
+    def _row(self, means, speed):
+        loss, recon, kl = means.tolist()
+        _, beta = self.schedules(self.adam.step - 1)
+        held_out = evaluate(self.workers, self.validation_images, self.likelihood)
+        return {
+            "epoch": self.epoch + 1, "loss": loss, "recon": recon, "kl": kl, "beta": beta,
+            "val_loss": held_out["recon"] + beta * held_out["kl"], "val_recon": held_out["recon"],
+            "val_kl": held_out["kl"], "val_psnr": held_out["psnr"], "images_per_second": speed,
+        }  # fmt: skip
+
+    def look(self):
+        """The same held-out faces reconstructed and the same noise decoded, every time: uint8 (2 * LOOK, H, W, 3)."""
+        z = np.random.default_rng(0).standard_normal((LOOK, self.model.latent_dim), dtype=self.model.dtype)
+        faces = self.model.reconstruct(to_float(self.validation_images[:LOOK]))
+        return np.rint(255 * np.concatenate([faces, self.model.decode(z)])).astype(np.uint8)
+
+    def save(self, path):
+        """Write a checkpoint from which `resume` goes on as if nothing had happened."""
+        info = {
+            "model": self.model.settings,
+            "training": asdict(self.settings),
+            "likelihood": {"name": self.likelihood.name, "sigma": self.likelihood.sigma},
+            "step": self.adam.step,
+            "random_state": self.rng.bit_generator.state,
+            "history": self.history,
+            "data": self.dataset.description,
+        }
+        arrays = {"values": to_cpu(self.model.values), "m": to_cpu(self.adam.m), "v": to_cpu(self.adam.v)}
+        checkpoint.save(path, {**arrays, "progress": np.stack(self.progress)}, info)
+
+    @classmethod
+    def resume(cls, path, dataset, settings, threads=None):
+        """A trainer that goes on from the checkpoint at path.
+
+        Raises CheckpointError if there is none, or if it was trained on another dataset.
+        """
+        model, info = checkpoint.load_model(path)
+        if info["data"]["fingerprint"] != dataset.fingerprint:
+            raise CheckpointError(f"{path} was trained on another dataset ({info['data']['source']}) than "
+                                  f"{dataset.folder}; give the same --data, or another --out")
+        trainer = cls(model, dataset, settings, threads)
+        arrays, _ = checkpoint.load(path)
+        trainer.adam.m[...], trainer.adam.v[...] = to_device(arrays["m"]), to_device(arrays["v"])
+        trainer.adam.step = info["step"]
+        trainer.rng.bit_generator.state = info["random_state"]
+        trainer.history = info["history"]
+        trainer.progress = list(arrays["progress"])
+        if trainer.likelihood.sigma:
+            trainer.likelihood.sigma = info["likelihood"]["sigma"]
+        return trainer
+
+
+def write_history(path, history):
+    """Write the history as a table of comma-separated values, a row an epoch."""
+    with replacing(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, fieldnames=history[0])
+        table.writeheader()
+        table.writerows(history)
