@@ -20,12 +20,14 @@ import numpy as np
 from PIL import Image
 
 from data_tools.celeba_source import find_celeba, read_attributes, read_partition
+from data_tools.command import OneLineParser, number_in, run
 from data_tools.prepared import DatasetWriter, map_rows
 from vae_np.data import SPLITS
 from vae_np.errors import DatasetError
 
 CROPS = (148, 140, 128, "none")
-SIZES = range(8, 179)
+SIZES = range(8, 179)  # up to the photographs' own width
+COUNTS = range(1, 1_000_000)
 OFFICIAL_LAST = (162_770, 182_637, 202_599)  # the number of the last image of train, validation and test
 
 
@@ -155,29 +157,6 @@ def prepare(source, out, size=64, crop=148, limit=None, workers=1, overwrite=Fal
     print(f"{'all':10} {len(names):9,} images in {seconds:.1f} s, {len(names) / seconds:,.0f} per second: {out}")
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """An argument parser that reports wrong usage in one line, as all other errors are."""
-
-    def error(self, message):
-        self.exit(2, f"error: {message}; see python -m data_tools.celeba --help\n")
-
-
-def whole_number(text):
-    """A number of images or workers: 1 or more."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
-
-
-def image_size(text):
-    """The width and height of the prepared images."""
-    number = int(text)
-    if number not in SIZES:
-        raise argparse.ArgumentTypeError(f"{text} is not between {SIZES[0]} and {SIZES[-1]}, the images' own width")
-    return number
-
-
 def crop_choice(text):
     """The crop as CROPS has it: a number, or a word."""
     return int(text) if text.isdecimal() else text
@@ -189,11 +168,11 @@ def parse_arguments(arguments):
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="SOURCE", help="a zip archive of CelebA, or a folder")
     parser.add_argument("--out", metavar="DIR", required=True, help="the folder to make")
-    parser.add_argument("--size", type=image_size, default=64, help="width and height in pixels (default 64)")
+    parser.add_argument("--size", type=number_in(SIZES), default=64, help="width and height in pixels (default 64)")
     parser.add_argument("--crop", type=crop_choice, choices=CROPS, default=148,
                         help="central square to keep, in pixels; none squashes the whole frame (default 148)")
-    parser.add_argument("--limit", metavar="N", type=whole_number, help="keep N images, spread over the splits")
-    parser.add_argument("--workers", metavar="N", type=whole_number, default=os.cpu_count() or 1,
+    parser.add_argument("--limit", metavar="N", type=number_in(COUNTS), help="keep N images, spread over the splits")
+    parser.add_argument("--workers", metavar="N", type=number_in(COUNTS), default=os.cpu_count() or 1,
                         help="processes that decode (default: one per processor)")
     parser.add_argument("--overwrite", action="store_true", help="replace a prepared dataset in DIR")
     return parser.parse_args(arguments)
@@ -201,17 +180,7 @@ def parse_arguments(arguments):
 
 def main(arguments=None):
     """Run the command; return its exit status."""
-    options = parse_arguments(arguments)
-    try:
-        prepare(**vars(options))
-    except (DatasetError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    return 0
-
+    return run(prepare, **vars(parse_arguments(arguments)))
 
 if __name__ == "__main__":
     sys.exit(main())

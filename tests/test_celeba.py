@@ -459,8 +459,8 @@ def test_a_limit_below_the_number_of_splits_is_refused(tmp_path, here, capsys):
     (["--out", "x", "--size", "big"], "--size"),
     (["--out", "x", "--crop", "150"], "invalid choice: 150"),
     (["--out", "x", "--crop", "all"], "invalid choice: 'all'"),
-    (["--out", "x", "--limit", "0"], "0 is less than 1"),
-    (["--out", "x", "--workers", "-1"], "-1 is less than 1"),
+    (["--out", "x", "--limit", "0"], "0 is not between 1 and 999,999"),
+    (["--out", "x", "--workers", "-1"], "-1 is not between 1 and 999,999"),
 ])
 def test_wrong_usage_is_one_line_and_status_2(capsys, options, problem):
     with pytest.raises(SystemExit) as status:
@@ -479,7 +479,7 @@ def test_interrupt_leaves_nothing_and_gives_130(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(celeba, "map_rows", interrupted)
     source = kaggle_zip(tmp_path / "source")
     assert celeba.main([str(source), "--out", str(tmp_path / "out")]) == 130
-    assert capsys.readouterr().err == "interrupted: nothing was written\n"
+    assert capsys.readouterr().err == "interrupted: nothing was left unfinished\n"
     assert os.listdir(tmp_path) == ["source"]
 
 

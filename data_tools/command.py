@@ -1,0 +1,42 @@
+"""What the commands share: wrong usage, errors and interruption each end with one line and a status of their own."""
+
+import argparse
+import functools
+import sys
+
+from vae_np.errors import VAEError
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser that reports wrong usage in one line, as all other errors are, with status 2."""
+
+    def error(self, message):
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def whole_number(text, allowed):
+    """A whole number in a range."""
+    number = int(text)
+    if number not in allowed:
+        raise argparse.ArgumentTypeError(f"{number} is not between {allowed[0]:,} and {allowed[-1]:,}")
+    return number
+
+
+def number_in(allowed):
+    """The argparse type of whole numbers in a range."""
+    convert = functools.partial(whole_number, allowed=allowed)
+    convert.__name__ = "whole number"  # argparse says "invalid whole number value: 'x'"
+    return convert
+
+
+def run(command, **options):
+    """Call command(**options); return the exit status: 0 done, 1 failed, 130 interrupted."""
+    try:
+        command(**options)
+    except (VAEError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing was left unfinished", file=sys.stderr)
+        return 130
+    return 0
