@@ -40,9 +40,9 @@ def test_a_shorter_batch_after_a_longer_one(task, monkeypatch):
     model, x, eps = task
     workers = Workers(model, 3)
     workers.loss_and_gradient(x, eps, Bernoulli())
-    workers.loss_and_gradient(x[:3], eps[:3], Bernoulli())  # one shard: two workers have nothing to do
+    workers.loss_and_gradient(x[:2], eps[:2], Bernoulli())  # two shards of one: a worker has nothing to do
     split = to_cpu(model.grads).copy()
-    model.loss_and_gradient(x[:3], eps[:3], Bernoulli())
+    model.loss_and_gradient(x[:2], eps[:2], Bernoulli())
     np.testing.assert_allclose(split, to_cpu(model.grads), rtol=1e-8, atol=1e-10)
 
 
@@ -60,6 +60,11 @@ def test_map_covers_every_index_once_and_in_order(task, monkeypatch):
     monkeypatch.setattr(parallel, "SHARD_SIZE", 3)
     shards = Workers(task[0], 2).map(lambda worker, shard: list(range(shard.start, shard.stop)), 11)
     assert [i for shard in shards for i in shard] == list(range(11))
+
+
+def test_every_worker_gets_a_share_of_a_small_batch(task):
+    shards = Workers(task[0], 4).map(lambda worker, shard: shard.stop - shard.start, 8)
+    assert shards == [2, 2, 2, 2]
 
 
 def test_an_error_in_a_worker_is_raised(task):

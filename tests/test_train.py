@@ -66,7 +66,9 @@ def test_resuming_equals_not_having_stopped(ramps, tmp_path, likelihood):
     straight = run(trainer_for(ramps, likelihood=likelihood))
     stopped = run(trainer_for(ramps, likelihood=likelihood), epochs=1)
     stopped.save(tmp_path / "checkpoint.npz")
-    resumed = run(Trainer.resume(tmp_path / "checkpoint.npz", ramps, stopped.settings, threads=2))
+    resumed = Trainer.resume(tmp_path / "checkpoint.npz", ramps, stopped.settings, threads=2)
+    assert resumed.likelihood.sigma == stopped.likelihood.sigma
+    run(resumed)
     for name, array in state_of(straight).items():
         np.testing.assert_array_equal(state_of(resumed)[name], array, name)
     assert without_speed(resumed.history) == without_speed(straight.history)

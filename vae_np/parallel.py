@@ -15,7 +15,7 @@ from threadpoolctl import ThreadpoolController
 from vae_np.backend import xp
 from vae_np.losses import CalibratedGaussian, squared_error
 
-# Images that one worker handles at a time. A GPU wants large batches, a core's cache small ones.
+# Images that one worker handles at a time, at the most. A GPU wants large batches, a core's cache small ones.
 SHARD_SIZE = 16 if xp is np else 512
 
 
@@ -34,12 +34,17 @@ class Workers:
         self.pool = ThreadPoolExecutor(self.threads)
         self.blas = ThreadpoolController()
 
+    def shard_size(self, count):
+        """Images in a shard of a batch of `count`: small enough for a core's cache, and for every worker to get one."""
+        return min(SHARD_SIZE, -(-count // self.threads))
+
     def map(self, function, count):
         """Split range(count) into shards and return [function(worker, shard), ...], a result for each shard, in order.
 
         worker is the number of the thread that runs it, shard a slice. An exception in a worker is raised here.
         """
-        shards = [slice(start, min(start + SHARD_SIZE, count)) for start in range(0, count, SHARD_SIZE)]
+        size = self.shard_size(count)
+        shards = [slice(start, min(start + size, count)) for start in range(0, count, size)]
         results = [None] * len(shards)
 
         def work(worker):
@@ -59,7 +64,7 @@ class Workers:
             replica, total = self.replicas[worker], self.sums[worker]
             terms = replica.loss_and_gradient(x[shard], eps[shard], likelihood, beta, batch_size=len(x))
             # backward overwrites a replica's gradients, so they are added up here. A worker's first shard starts anew.
-            if shard.start == worker * SHARD_SIZE:
+            if shard.start == worker * self.shard_size(len(x)):
                 total[...] = replica.grads
             else:
                 total += replica.grads

@@ -1,0 +1,163 @@
+"""Lesson 2: layers with gradients by hand, and the model that is built from them.
+
+You will learn how a convolution becomes a matrix product, why the transposed convolution is the same thing read
+backwards, how to find out whether a handwritten gradient is right, and what the whole model looks like.
+"""
+
+# %% Settings
+import numpy as np
+from common import command_line, parse
+
+from vae_np import VAE
+from vae_np.backend import to_cpu, to_device
+from vae_np.conv import Conv2d, ConvTranspose2d, Workspace, fold, unfold
+from vae_np.gradcheck import check_direction, check_layer
+from vae_np.layers import Dense, LeakyReLU, Reshape, Sequential
+from vae_np.losses import Bernoulli, CalibratedGaussian, Gaussian, kl_divergence, squared_error
+
+parser = command_line(__doc__, "runs/02_model")
+parser.add_argument("--image-size", type=int, default=64, help="of the model in the last table")
+parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128, 256])
+parser.add_argument("--latent-dim", type=int, default=128)
+args = parse(parser)
+rng = np.random.default_rng(0)
+
+
+def random(*shape):
+    return to_device(rng.standard_normal(shape))
+
+
+# %% A convolution in nested loops
+# A kernel of K x K pixels looks at a patch of the image, multiplies it number by number with its weights and adds up:
+# one output. Then it moves on by `stride` pixels. There are F kernels, so every patch gives F outputs.
+#
+#     y[n, i, j, f] = b[f] + sum over a, b, c of x[n, i s + a, j s + b, c] w[a, b, c, f]        (x padded with zeros)
+def naive_conv(x, weight, bias, stride, padding):
+    k = len(weight)
+    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    n, oh, ow = len(x), (x.shape[1] - k) // stride + 1, (x.shape[2] - k) // stride + 1
+    y = np.zeros((n, oh, ow, weight.shape[3]))
+    for image in range(n):
+        for i in range(oh):
+            for j in range(ow):
+                patch = x[image, i * stride : i * stride + k, j * stride : j * stride + k]
+                for f in range(weight.shape[3]):
+                    y[image, i, j, f] = (patch * weight[..., f]).sum() + bias[f]
+    return y
+
+
+# %% The same as a matrix product
+# Write every patch as a row of a matrix, P = unfold(x), and every kernel as a column of a matrix W. Then y = P W + b:
+# one product, which the processor does a hundred times faster than loops in Python.
+conv = Conv2d(3, 5, kernel_size=4, rng=rng, stride=2, padding=1, dtype="float64")
+x = random(2, 9, 7, 3)
+patches = unfold(x, 4, 2, 1, Workspace())
+print(f"{conv!r}: x {x.shape} -> patches {patches.shape} -> y {conv.forward(x).shape}")
+loops = naive_conv(to_cpu(x), to_cpu(conv.weight.value), to_cpu(conv.bias.value), 2, 1)
+print(f"  nested loops and unfold + product differ by {np.abs(loops - to_cpu(conv.forward(x))).max():.1e}")
+assert np.allclose(loops, to_cpu(conv.forward(x)), rtol=0, atol=1e-12)
+
+# %% Backwards: the adjoint
+# y = P W is a product, so dW = P^T dy and dP = dy W^T. What is left is the way from P back to x. unfold copies a pixel
+# into every patch that sees it; so the gradients of all these copies must be added up. That is `fold`: for any u and v,
+# <unfold(u), v> = <u, fold(v)>. Such a pair is called adjoint; for a matrix it would be the transpose.
+u, v = random(2, 9, 7, 3), random(*patches.shape)
+left = (unfold(u, 4, 2, 1, Workspace()) * v).sum()
+right = (u * fold(v, u.shape, 4, 2, 1, Workspace())).sum()
+print(f"  <unfold(u), v> = {left:.12f}\n  <u, fold(v)>   = {right:.12f}")
+
+# %% The transposed convolution
+# The decoder has to turn small images into large ones. The backward pass of a convolution does just that: it turns the
+# gradient of a small y into the gradient of a large x. So use it forward. Naively, each input pixel adds a whole kernel
+# to the output, scaled by its value:
+def naive_conv_transpose(x, weight, bias, stride, padding):
+    k, (n, h, w, _) = len(weight), x.shape
+    y = np.zeros((n, (h - 1) * stride + k, (w - 1) * stride + k, weight.shape[2]))
+    for i in range(h):
+        for j in range(w):
+            y[:, i * stride : i * stride + k, j * stride : j * stride + k] += np.einsum(
+                "nc,abfc->nabf", x[:, i, j], weight)
+    return y[:, padding : y.shape[1] - padding, padding : y.shape[2] - padding] + bias
+
+
+up = ConvTranspose2d(5, 3, kernel_size=4, rng=rng, stride=2, padding=1, dtype="float64")
+small = random(2, 4, 3, 5)
+loops = naive_conv_transpose(to_cpu(small), to_cpu(up.weight.value), to_cpu(up.bias.value), 2, 1)
+print(f"{up!r}: x {small.shape} -> y {up.forward(small).shape}")
+print(f"  adding kernels one by one and product + fold differ by {np.abs(loops - to_cpu(up.forward(small))).max():.1e}")
+assert np.allclose(loops, to_cpu(up.forward(small)), rtol=0, atol=1e-12)
+
+# With equal weights, its forward pass is the convolution's backward pass.
+down = Conv2d(3, 5, kernel_size=4, rng=rng, stride=2, padding=1, dtype="float64")
+down.weight.value[...] = up.weight.value
+down.forward(random(2, 8, 6, 3))
+print(f"  the convolution's backward pass and this layer's forward pass differ by "
+      f"{np.abs(to_cpu(down.backward(small) - up.forward(small))).max():.1e}")
+
+# %% Is a gradient right?
+# Move one number by a tiny h and see how the loss moves: (L(x + h) - L(x - h)) / 2h. That is slow, but there is nothing
+# in it that could be wrong in the same way as the formula. Do it for every input, weight and bias.
+print("\nfinite differences                                             input   weight     bias")
+layers = [
+    (Dense(6, 4, rng, dtype="float64"), random(3, 6)),
+    (LeakyReLU(0.2), random(3, 8)),
+    (Reshape(2, 2, 3), random(2, 12)),
+    (conv, random(2, 9, 7, 3)),
+    (Conv2d(2, 3, kernel_size=3, rng=rng, padding=1, dtype="float64"), random(2, 5, 4, 2)),
+    (up, random(2, 4, 3, 5)),
+    (ConvTranspose2d(2, 3, kernel_size=3, rng=rng, stride=2, dtype="float64"), random(2, 3, 4, 2)),
+    (Sequential(Dense(5, 4, rng, dtype="float64"), LeakyReLU(0.2)), random(3, 5)),
+]
+worst = 0.0
+for layer, x in layers:
+    errors = check_layer(layer, x, rng)
+    worst = max(worst, *errors.values())
+    cells = "".join(f"{errors[name]:9.0e}" if name in errors else " " * 9 for name in ("input", "weight", "bias"))
+    print(f"  {' '.join(repr(layer).split()):56s}{cells}")
+
+# The whole ELBO has too many parameters for that. One random direction u checks them all at once: the gradient's
+# product with u must be the derivative of the loss along u.
+small_vae = VAE(image_size=16, channels=(4, 6), latent_dim=5, dtype="float64")
+x, eps = to_device(rng.random((3, 16, 16, 3))), random(3, 5)
+for likelihood in (Bernoulli(), Gaussian(0.3), CalibratedGaussian(0.3)):
+    def loss(likelihood=likelihood):
+        logits, mu, log_var = small_vae.forward(x, eps)
+        if isinstance(likelihood, CalibratedGaussian):  # its sigma moves with the parameters
+            likelihood.calibrate(squared_error(logits, x), x.size)
+        return likelihood(logits, x)[0] + 0.5 * kl_divergence(mu, log_var)[0]
+
+    loss()
+    small_vae.loss_and_gradient(x, eps, likelihood, beta=0.5)
+    error = check_direction(loss, small_vae.values, small_vae.grads.copy(), rng)
+    worst = max(worst, error)
+    print(f"  the whole ELBO, {likelihood!r:40s}  one direction {error:9.0e}")
+print(f"largest relative error: {worst:.0e}")
+assert worst < 1e-6, "a gradient is wrong"
+
+# %% The whole model
+# Each convolution halves height and width. Multiplications are what training costs; a dense layer has many weights but
+# uses each once, a convolution uses its few weights at every place.
+model = VAE(args.image_size, tuple(args.channels), args.latent_dim)
+print(f"\n{model}\n{'layer':52s} {'output':>16s} {'parameters':>11s} {'multiplications':>16s}")
+h = to_device(rng.random((1, args.image_size, args.image_size, 3), dtype=np.float32))
+for part, network in (("encoder", model.encoder), ("decoder", model.decoder)):
+    if part == "decoder":
+        h = h[:, : args.latent_dim]  # mu stands in for z
+    for layer in network.layers:
+        positions = h.shape[1] * h.shape[2] if isinstance(layer, ConvTranspose2d) else 1
+        h = layer.forward(h)
+        positions = h.shape[1] * h.shape[2] if isinstance(layer, Conv2d) else positions
+        parameters = sum(parameter.value.size for parameter in layer.parameters)
+        products = layer.weight.value.size * positions if parameters else 0
+        print(f"{part} {layer!r:44s} {h.shape[1:]!s:>16s} {parameters:11,d} {products:16,d}")
+
+# %% What you should see
+# Differences of 1e-15 or so, the rounding of float64; relative errors of 1e-8 or less. In the last table the six
+# convolutions with many channels on both sides do nearly all the work, and the two dense layers, which do hardly any,
+# hold half of the parameters.
+#
+# Exercises
+# 1. In vae_np/layers.py, forget the slope in LeakyReLU.backward. Which lines of the table notice?
+# 2. Write a 2x2 average pooling layer with its backward pass and add it to the table.
+# 3. Check a convolution with dy = 1 instead of a random one after transposing the kernel's two spatial axes in
+#    Conv2d.backward. When does the check fail to see it?

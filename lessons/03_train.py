@@ -1,0 +1,150 @@
+"""Lesson 3: the ELBO, the reparameterization, Adam, and ten epochs of training.
+
+You will learn what a variational autoencoder minimises and why noise does not stop the gradient, see the numbers agree
+with loops, and train the model: on toy faces by default, on CelebA with --data.
+"""
+
+# %% Settings
+import math
+import sys
+import time
+from dataclasses import asdict, fields
+
+import numpy as np
+from common import command_line, open_dataset, parse
+
+from vae_np import VAE, checkpoint
+from vae_np import images as pictures
+from vae_np.backend import to_cpu, to_device
+from vae_np.data import to_float
+from vae_np.errors import CheckpointError
+from vae_np.losses import LIKELIHOODS, Bernoulli, kl_divergence
+from vae_np.optim import Adam
+from vae_np.train import LOOK, Settings, Trainer, write_history
+
+default = Settings()
+parser = command_line(__doc__, "runs/03_train")
+parser.add_argument("--epochs", type=int, default=default.epochs, help="times through the training images")
+parser.add_argument("--batch-size", type=int, default=default.batch_size, help="images a step")
+parser.add_argument("--latent-dim", type=int, default=128, help="numbers in the code of a face")
+parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128, 256], help="of the encoder's convolutions")
+parser.add_argument("--beta", type=float, default=default.beta, help="weight of the KL divergence")
+parser.add_argument("--likelihood", default=default.likelihood, choices=LIKELIHOODS, help="of a pixel, given the code")
+parser.add_argument("--lr", type=float, default=default.learning_rate, dest="learning_rate", help="peak learning rate")
+parser.add_argument("--seed", type=int, default=default.seed, help="of the weights, the noise and the shuffle")
+parser.add_argument("--limit", type=int, default=None, metavar="N", help="use the first N training images only")
+parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+args = parse(parser)
+checkpoint_path = args.out / "checkpoint.npz"
+
+if args.resume:  # the run's own settings are the defaults now; only --epochs may change
+    if not checkpoint_path.is_file():
+        print(f"error: --resume, but there is no checkpoint {checkpoint_path}; leave --resume out", file=sys.stderr)
+        sys.exit(2)
+    _, info = checkpoint.load(checkpoint_path)
+    saved = {**info["training"], "channels": info["model"]["channels"], "latent_dim": info["model"]["latent_dim"]}
+    parser.set_defaults(data=info["data"]["folder"], **saved)
+    args = parse(parser)
+    changed = [name for name in saved if name != "epochs" and getattr(args, name, saved[name]) != saved[name]]
+    if changed:
+        raise CheckpointError(f"{checkpoint_path} was trained with other settings than asked for: "
+                              + ", ".join(f"{name} {saved[name]}, not {getattr(args, name)}" for name in changed))
+dataset = open_dataset(args.data)
+print(dataset)
+chosen = {field.name: getattr(args, field.name) for field in fields(Settings) if hasattr(args, field.name)}
+settings = Settings(**chosen)
+model = VAE(dataset.image_size, args.channels, args.latent_dim, seed=settings.seed)
+
+# %% What is minimised
+# We would like the model to give real faces a high probability, log p(x). That is an integral over all codes z, which
+# nobody can compute. The encoder's q(z | x) = N(mu, std^2) gives a bound that can be:
+#
+#     log p(x) >= E_q[log p(x | z)] - KL(q(z | x) || p(z))         the evidence lower bound, ELBO
+#
+# loss = recon + beta * kl is its negative (for beta = 1): how many nats the decoder needs to describe the face, given
+# the code, and how many nats the code itself costs. Both are sums over pixels or latents, averaged over the batch.
+small = VAE(image_size=16, channels=(4, 8), latent_dim=3, seed=1)
+rng = np.random.default_rng(1)
+x, eps = rng.random((2, 16, 16, 3), dtype=np.float32), rng.standard_normal((2, 3), dtype=np.float32)
+logits, mu, log_var = (to_cpu(array) for array in small.forward(to_device(x), to_device(eps)))
+recon = kl = 0.0
+for n in range(len(x)):
+    for target, logit in zip(x[n].ravel().tolist(), logits[n].ravel().tolist(), strict=True):
+        p = 1 / (1 + math.exp(-logit))
+        recon -= (target * math.log(p) + (1 - target) * math.log(1 - p)) / len(x)
+    for m, lv in zip(mu[n].tolist(), log_var[n].tolist(), strict=True):
+        kl += 0.5 * (m * m + math.exp(lv) - 1 - lv) / len(x)
+package_recon = float(Bernoulli()(to_device(logits), to_device(x))[0])
+package_kl = float(kl_divergence(to_device(mu), to_device(log_var))[0])
+print(f"by loops: recon {recon:.4f}, kl {kl:.4f}; by the package: recon {package_recon:.4f}, kl {package_kl:.4f}")
+assert np.allclose([recon, kl], [package_recon, package_kl], rtol=1e-5)
+
+# %% The reparameterization
+# A code is drawn at random, so how can a gradient pass through it? Draw eps from N(0, 1), which depends on nothing, and
+# compute z = mu + std * eps: now z is a plain function of mu and std. The encoder's second output is the logarithm of
+# the variance, so std = exp(log_var / 2).
+log_var = math.log(4)
+z = 1.5 + math.exp(log_var / 2) * rng.standard_normal(100_000)
+print(f"mu 1.5 and log_var ln 4 should give mean 1.5 and deviation 2: mean {z.mean():.3f}, deviation {z.std():.3f}")
+
+# %% Adam
+# Each parameter gets a step of its own length: the running mean of its gradient, divided by the root of the running
+# mean of its square. A gradient that keeps its sign makes steps of about the learning rate, a wavering one smaller
+# ones.
+values, m, v = np.array([1.0, -2.0, 3.0]), 0.0, 0.0
+by_package = to_device(values.copy())
+adam = Adam(by_package, to_device(np.zeros(3)))
+for step in range(1, 51):
+    gradient = 2 * values  # of the sum of squares
+    m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+    values = values - 0.1 * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+    adam.grads[...] = 2 * by_package
+    adam.update(learning_rate=0.1)
+print(f"50 steps of Adam on |values|^2: {values.round(4)} by hand, {to_cpu(by_package).round(4)} by the package")
+assert np.allclose(values, to_cpu(by_package), rtol=1e-10)
+
+# %% Train
+# Trainer.train_epoch in vae_np/train.py is the whole algorithm: shuffle; for every batch draw noise, forward, loss,
+# backward, clip, step; then measure on validation images, which are never learned from. Why these defaults: small
+# batches, since ten epochs are few steps; a warm-up of the learning rate and of beta, since the first steps are wild
+# and a KL term at full weight invites the encoder to give up; a cosine that lets the learning rate end near zero.
+if args.resume:
+    trainer = Trainer.resume(checkpoint_path, dataset, settings)
+    print(f"going on after epoch {trainer.epoch} of {settings.epochs}")
+    if trainer.epoch >= settings.epochs:
+        print(f"nothing is left to do; give --epochs {2 * trainer.epoch} to train on")
+else:
+    trainer = Trainer(model, dataset, settings)
+    if checkpoint_path.exists():
+        earlier = checkpoint_path.with_name("checkpoint-earlier.npz")
+        checkpoint_path.replace(earlier)
+        print(f"the checkpoint of the run before this one is now {earlier}")
+print(f"{trainer.model}\n{trainer.workers.threads} threads, {trainer.steps_per_epoch} steps an epoch, "
+      + ", ".join(f"{name} {value}" for name, value in asdict(settings).items()))
+faces = to_float(trainer.validation_images[:LOOK])
+while trainer.epoch < settings.epochs:
+    start = time.perf_counter()
+    row = trainer.train_epoch()
+    trainer.save(checkpoint_path)
+    write_history(args.out / "history.csv", trainer.history)
+    pictures.plot_losses(args.out / "losses.png", trainer.history)
+    rows = [("held out | new", np.concatenate([faces, np.ones_like(faces)]))]
+    rows += [(f"epoch {epoch}", strip) for epoch, strip in enumerate(trainer.progress, start=1)]
+    pictures.save(args.out / "progress.png", pictures.labelled_rows(rows, scale=1))
+    left = (settings.epochs - trainer.epoch) * (time.perf_counter() - start)
+    print(f"epoch {row['epoch']:2d}  loss {row['loss']:7.1f}  recon {row['recon']:7.1f}  kl {row['kl']:5.1f}  "
+          f"beta {row['beta']:.2f} | validation: loss {row['val_loss']:7.1f}  recon {row['val_recon']:7.1f}  "
+          f"kl {row['val_kl']:5.1f}  psnr {row['val_psnr']:5.2f} dB | {row['images_per_second']:.0f} images/s, "
+          f"{left / 60:.1f} min left", flush=True)
+print(f"{checkpoint_path}, and beside it history.csv, losses.png, progress.png\n"
+      f"next: python lessons/04_reconstruct.py --checkpoint {checkpoint_path}")
+
+# %% What you should see
+# The reconstruction falls quickly, then slowly; KL rises while the encoder learns to say more about a face (warm-up of
+# beta makes it overshoot in the first epoch). Training and validation stay close: the model does not memorise.
+# progress.png shows faces out of fog: first the mean face, then hair and background, then expressions.
+#
+# Exercises
+# 1. Train with --beta 4 and with --beta 0.25: what happens to KL, PSNR and the samples?
+# 2. Train with --limit 500 --epochs 60. When does validation turn upward, and what do the samples look like?
+# 3. Give the encoder the true standard deviation where log_var is expected, in vae_np/vae.py. Which test notices first?

@@ -1,0 +1,122 @@
+"""Lesson 5: faces that nobody has.
+
+You will learn to draw new faces from the prior, what temperature does, why the codes of real faces are not quite where
+the prior says, how to sample from where they are, and how to find out whether the model has only memorised.
+"""
+
+# %% Settings
+from pathlib import Path
+
+import numpy as np
+from common import CHECKPOINT, command_line, encode_all, open_checkpoint, parse, spread
+from tqdm import tqdm
+
+from vae_np import images as pictures
+from vae_np.data import to_float
+
+parser = command_line(__doc__, "runs/05_sample")
+parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, metavar="FILE", help="the trained model")
+parser.add_argument("--seed", type=int, default=0, help="of the samples")
+args = parse(parser)
+model, info, dataset = open_checkpoint(args.checkpoint, args.data)
+train = dataset.split("train")
+
+# %% Sampling is decoding noise
+# Training pulled the codes of faces towards N(0, I), the prior. So draw a code from the prior and decode it.
+rng = np.random.default_rng(args.seed)
+noise = rng.standard_normal((48, model.latent_dim), dtype=np.float32)
+samples = model.decode(noise)
+assert np.array_equal(samples, model.sample(48, np.random.default_rng(args.seed))), "the same seed, the same faces"
+pictures.save(args.out / "samples.png", pictures.grid(samples, 12), scale=2)
+
+# %% Temperature
+# Multiply the noise by a temperature below 1 and codes stay nearer to 0, where the decoder has seen most: safer faces,
+# all a little alike. Above 1 they go where training hardly went. The same noise in every row:
+temperatures = (0.4, 0.7, 1.0, 1.3)
+rows = [(f"T = {t}", model.sample(10, np.random.default_rng(args.seed), temperature=t)) for t in temperatures]
+pictures.save(args.out / "temperatures.png", pictures.labelled_rows(rows))
+
+# %% Are the codes of faces where the prior is?
+# The aggregate posterior is the distribution of z when x is any training face: the mixture of all their clouds. If it
+# were N(0, I), samples from the prior would be as good as reconstructions. Its mean and covariance are known exactly
+# from mu and log_var: covariance of z = covariance of mu + mean of the variances.
+mu, log_var = encode_all(model, train[spread(10_000, len(train))], "encoding training faces")
+mean = mu.mean(axis=0)
+covariance = (mu - mean).T @ (mu - mean) / len(mu) + np.diag(np.exp(log_var).mean(axis=0))
+
+# Naively: average over faces, each with its own cloud. The same, slowly.
+naive = np.zeros((model.latent_dim, model.latent_dim))
+for m, lv in zip(mu, log_var, strict=True):
+    naive += (np.outer(m - mean, m - mean) + np.diag(np.exp(lv))) / len(mu)
+assert np.allclose(naive, covariance, atol=1e-3)
+
+strengths = np.linalg.eigvalsh(covariance)
+z = mu + np.exp(log_var / 2) * rng.standard_normal(mu.shape, dtype=np.float32)
+print(f"mean of z: {np.abs(mean).max():.2f} at the most in any dimension (the prior: 0)\n"
+      f"variance of z along principal axes: {strengths.min():.2f} to {strengths.max():.2f} (the prior: 1)\n"
+      f"length of z: {np.linalg.norm(z, axis=1).mean():.2f}, spread {np.linalg.norm(z, axis=1).std():.2f} (the prior: "
+      f"{np.linalg.norm(noise, axis=1).mean():.2f}, spread {np.linalg.norm(noise, axis=1).std():.2f})")
+# KL(N(mean, covariance) || N(0, I)) in nats: what the prior misses of the codes' mean and covariance, as one number.
+mismatch = 0.5 * (strengths.sum() + mean @ mean - model.latent_dim - np.log(strengths).sum())
+print(f"the prior misses {mismatch:.2f} nats of the codes' mean and covariance")
+
+# %% A Gaussian fitted to the codes
+# So sample from N(mean, covariance) instead: multiply noise by the Cholesky factor L, covariance = L L^T, add the mean.
+# No network is trained again. (Ghosh et al. 2020 fit such a density to the codes of autoencoders.)
+cholesky = np.linalg.cholesky(covariance.astype(np.float64)).astype(np.float32)
+fitted_samples = model.decode(mean + noise @ cholesky.T)
+pictures.save(args.out / "fitted_samples.png", pictures.grid(fitted_samples, 12), scale=2)
+rows = [("prior", samples[:10]), ("fitted", fitted_samples[:10])]
+pictures.save(args.out / "prior_and_fitted.png", pictures.labelled_rows(rows))
+
+chart, axes = pictures.figure(columns=2)
+axes[0, 0].hist(np.linalg.norm(z, axis=1), bins=60, density=True, alpha=0.6, label="codes of faces")
+lengths = np.linalg.norm(rng.standard_normal((len(z), model.latent_dim)), axis=1)
+axes[0, 0].hist(lengths, bins=60, density=True, alpha=0.6, label="prior")
+axes[0, 0].set(title="length of z", xlabel="length", ylabel="density")
+axes[0, 0].legend()
+axes[0, 1].plot(strengths[::-1], label="codes of faces")
+axes[0, 1].axhline(1, linestyle="--", color="black", label="prior")
+axes[0, 1].set(title="variance of z along principal axes", xlabel="axis, sorted", ylabel="variance")
+axes[0, 1].legend()
+pictures.save_figure(args.out / "aggregate_posterior.png", chart)
+
+# %% Memorised?
+# If the model had only learned its training faces by heart, a sample would lie right beside one of them. The distance
+# is the root of the mean squared difference of a pixel; |a - b|^2 = |a|^2 - 2 a.b + |b|^2 makes all distances to a part
+# of the training faces one matrix product.
+def nearest(faces):
+    faces = faces.reshape(len(faces), -1)
+    best, index = np.full(len(faces), np.inf), np.zeros(len(faces), int)
+    for start in tqdm(range(0, len(train), 1024), desc="nearest training faces", leave=False):
+        part = to_float(train[start : start + 1024]).reshape(-1, faces.shape[1])
+        squares = (faces**2).sum(axis=1)[:, None] - 2 * faces @ part.T + (part**2).sum(axis=1)
+        closer = squares.min(axis=1) < best
+        best[closer], index[closer] = squares.min(axis=1)[closer], start + squares.argmin(axis=1)[closer]
+    return np.sqrt(best / faces.shape[1]), index
+
+
+distance, index = nearest(samples[:10])
+naive = np.sqrt(np.mean((samples[0] - to_float(train[index[0]])) ** 2))
+assert np.isclose(distance[0], naive, rtol=1e-3), "the matrix product must give the distance"
+rows = [("sample", samples[:10]), ("nearest", np.stack([to_float(train[i]) for i in index]))]
+pictures.save(args.out / "nearest.png", pictures.labelled_rows(rows))
+
+# How near is near? Reconstructions of held-out faces, which nobody can have memorised, give the scale.
+unseen = dataset.split(dataset.held_out())
+reconstructions = model.reconstruct(to_float(unseen[spread(50, len(unseen))]))
+for name, faces in (("samples", samples), ("reconstructed held-out faces", reconstructions)):
+    print(f"{name}: on average {nearest(faces)[0].mean():.3f} from the nearest training face")
+print(f"{args.out}/samples.png, temperatures.png, fitted_samples.png, prior_and_fitted.png, aggregate_posterior.png, "
+      "nearest.png")
+
+# %% What you should see
+# Samples that are faces, a few of them melted. Low temperatures give everybody's neighbour, high ones caricatures. The
+# variances along principal axes stray from 1 in both directions: the prior and the codes do not match, and samples from
+# the fitted Gaussian show fewer accidents. The better a model reconstructs, the larger this gap becomes. The nearest
+# training faces share pose and colours with a sample, but they are other people.
+#
+# Exercises
+# 1. Fit a Gaussian to the codes of faces that share an attribute (dataset.column("Smiling")) and sample from it.
+# 2. Sample with the fitted covariance's diagonal only. What do the correlations contribute?
+# 3. Train with --beta 0.2 and come back: how do the mismatch in nats and the samples from the prior change?

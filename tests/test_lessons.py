@@ -1,0 +1,228 @@
+"""Every lesson at small size in a process of its own, as a reader runs it: what it writes, says, and refuses."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_dataset
+from PIL import Image
+
+from vae_np.data import Dataset
+
+LESSONS = Path(__file__).parent.parent / "lessons"
+NAMES = sorted(path.name for path in LESSONS.glob("0*.py"))
+SMALL = ["--epochs", "2", "--batch-size", "8", "--channels", "6", "8", "--latent-dim", "5"]
+
+
+def run(lesson, *arguments, cwd):
+    command = [sys.executable, LESSONS / lesson, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONWARNINGS": "error::RuntimeWarning"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8",
+                          timeout=120, check=False)
+
+
+def succeed(lesson, *arguments, cwd):
+    result = run(lesson, *arguments, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def fail(lesson, *arguments, cwd):
+    """Run a lesson that must end with one line; return its status and that line."""
+    result = run(lesson, *arguments, cwd=cwd)
+    assert "Traceback" not in result.stderr, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    return result.returncode, lines[0]
+
+
+def history_of(folder):
+    with open(folder / "history.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def pictures_in(folder):
+    """The names of the pictures in a folder, each of which must be a whole picture that shows something."""
+    names = set()
+    for path in folder.iterdir():
+        if path.suffix in {".png", ".gif"}:
+            with Image.open(path) as picture:
+                assert np.asarray(picture.convert("L")).std() > 1, f"{path} shows nothing"
+            names.add(path.name)
+    return names
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory):
+    """A folder with a small dataset and a model that lesson 3 has trained on it."""
+    folder = tmp_path_factory.mktemp("room")
+    write_dataset(folder / "faces", train=40, validation=10, test=12)
+    output = succeed("03_train.py", "--data", "faces", *SMALL, "--epochs", 6, "--lr", 0.02, cwd=folder)
+    (folder / "output.txt").write_text(output, encoding="utf-8")
+    return folder
+
+
+def test_lesson_1(room):
+    output = succeed("01_data.py", "--data", "faces", "--components", 8, cwd=room)
+    assert "train:      40 images" in output
+    assert pictures_in(room / "runs/01_data") == {
+        "faces.png", "mean_and_deviation.png", "components.png", "reconstructions.png"}  # fmt: skip
+
+
+def test_lesson_2(room):
+    output = succeed("02_model.py", "--image-size", 32, "--channels", 4, 8, "--latent-dim", 3, cwd=room)
+    assert "largest relative error" in output
+    assert "ConvTranspose2d(4 -> 3" in output
+
+
+def test_lesson_3(room):
+    out = room / "runs/03_train"
+    assert pictures_in(out) == {"losses.png", "progress.png"}
+    history = history_of(out)
+    assert list(history[0]) == ["epoch", "loss", "recon", "kl", "beta", "val_loss", "val_recon", "val_kl", "val_psnr",
+                                "images_per_second"]  # fmt: skip
+    assert [row["epoch"] for row in history] == ["1", "2", "3", "4", "5", "6"]
+    assert float(history[-1]["recon"]) < float(history[0]["recon"])
+    output = (room / "output.txt").read_text(encoding="utf-8")
+    lines = [line for line in output.splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 6
+    for word in ("loss", "recon", "kl", "beta", "validation", "images/s", "min left"):
+        assert word in lines[0]
+
+
+def test_lesson_4(room):
+    output = succeed("04_reconstruct.py", cwd=room)
+    out = room / "runs/04_reconstruct"
+    assert pictures_in(out) == {"reconstructions.png", "kl_by_dimension.png"}
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert (metrics["split"], metrics["images"]) == ("test", 12)
+    assert metrics["negative_elbo"] == pytest.approx(metrics["recon"] + metrics["kl"])
+    assert sum(metrics["kl_per_dimension"]) == pytest.approx(metrics["kl"], rel=1e-4)
+    assert 5 < metrics["psnr"] < 60
+    assert -1 <= metrics["ssim"] <= 1
+    assert f"{metrics['psnr']:.2f} dB" in output
+
+
+def test_lesson_5(room):
+    output = succeed("05_sample.py", cwd=room)
+    assert "the prior misses" in output
+    assert pictures_in(room / "runs/05_sample") == {
+        "samples.png", "temperatures.png", "fitted_samples.png", "prior_and_fitted.png", "aggregate_posterior.png",
+        "nearest.png"}  # fmt: skip
+
+
+def test_lesson_6(room):
+    succeed("06_interpolate.py", "--steps", 4, "--pairs", 2, cwd=room)
+    out = room / "runs/06_interpolate"
+    assert pictures_in(out) == {"interpolations.png", "traversals.png", "interpolation.gif"}
+    with Image.open(out / "interpolation.gif") as animation:
+        assert animation.n_frames > 20
+
+
+def test_resuming_in_the_lesson_equals_not_having_stopped(room):
+    flags = ["--data", "faces", *SMALL, "--seed", 4]
+    succeed("03_train.py", *flags, "--epochs", 3, "--out", "straight", cwd=room)
+    # The schedule knows how many epochs there will be, so the run is stopped by hand after the first of three.
+    stop = ("import sys, runpy; from vae_np.train import Trainer; save = Trainer.save; sys.path.insert(0, r'{}')\n"
+            "def once(self, path): save(self, path); sys.exit(9)\n"
+            "Trainer.save = once; sys.argv[0] = '03_train.py'; runpy.run_path(r'{}', run_name='__main__')")
+    command = [sys.executable, "-c", stop.format(LESSONS, LESSONS / "03_train.py"), *map(str, flags)]
+    command += ["--epochs", "3", "--out", "stopped"]
+    stopped = subprocess.run(command, cwd=room, capture_output=True, check=False)
+    assert stopped.returncode == 9, stopped.stderr
+    output = succeed("03_train.py", "--resume", "--out", "stopped", cwd=room)
+    assert "going on after epoch 1 of 3" in output
+    with np.load(room / "straight/checkpoint.npz") as a, np.load(room / "stopped/checkpoint.npz") as b:
+        for name in ("values", "m", "v", "progress"):
+            np.testing.assert_array_equal(a[name], b[name], name)
+    rows = [[{k: v for k, v in row.items() if k != "images_per_second"} for row in history_of(room / name)]
+            for name in ("straight", "stopped")]
+    assert rows[0] == rows[1]
+    assert "nothing is left to do" in succeed("03_train.py", "--resume", "--out", "stopped", cwd=room)
+
+
+def test_resuming_with_other_settings_or_without_a_checkpoint_is_refused(room):
+    status, line = fail("03_train.py", "--resume", "--latent-dim", 9, "--beta", 2, cwd=room)
+    assert status == 1
+    assert "other settings than asked for: beta 1.0, not 2.0, latent_dim 5, not 9" in line
+    status, line = fail("03_train.py", "--resume", "--out", "nowhere", cwd=room)
+    assert status == 2
+    assert "there is no checkpoint" in line
+
+
+def test_a_second_run_keeps_the_first_checkpoint(room):
+    flags = ["--data", "faces", *SMALL, "--epochs", 1, "--out", "again"]
+    succeed("03_train.py", *flags, cwd=room)
+    first = (room / "again/checkpoint.npz").read_bytes()
+    assert "checkpoint-earlier.npz" in succeed("03_train.py", *flags, "--seed", 1, cwd=room)
+    assert (room / "again/checkpoint-earlier.npz").read_bytes() == first
+    assert (room / "again/checkpoint.npz").read_bytes() != first
+
+
+@pytest.mark.parametrize("lesson", ["04_reconstruct.py", "05_sample.py", "06_interpolate.py"])
+def test_without_a_checkpoint_the_lesson_says_what_makes_one(lesson, tmp_path):
+    status, line = fail(lesson, cwd=tmp_path)
+    assert status == 2
+    checkpoint = Path("runs/03_train/checkpoint.npz")
+    assert line == f"error: there is no checkpoint {checkpoint}; make it with: python lessons/03_train.py"
+    status, line = fail(lesson, "--checkpoint", "runs/mine/checkpoint.npz", cwd=tmp_path)
+    assert (status, line.split("make it with: ")[1]) == (2, f"python lessons/03_train.py --out {Path('runs/mine')}")
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_what_does_not_fit_is_one_clear_line(room):
+    write_dataset(room / "large", size=24)
+    assert fail("04_reconstruct.py", "--data", "large", cwd=room)[1].endswith("prepare the dataset with --size 16")
+    status, line = fail("03_train.py", "--data", "nowhere", cwd=room)
+    assert (status, line.split(";")[0]) == (1, "error: nowhere holds no prepared dataset (no dataset.json)")
+    line = fail("03_train.py", "--data", "faces", "--channels", 4, 4, 4, 4, 4, cwd=room)[1]
+    assert "image_size must be divisible by 32" in line
+    assert "image_size must be divisible by 16" in fail("02_model.py", "--image-size", 60, cwd=room)[1]
+    line = fail("03_train.py", "--data", "faces", "--epochs", 0, cwd=room)[1]
+    assert line == "error: epochs must be above 0, not 0"
+    (room / "text.npz").write_text("no checkpoint", encoding="utf-8")
+    assert "is damaged or no checkpoint" in fail("05_sample.py", "--checkpoint", "text.npz", cwd=room)[1]
+
+
+def test_a_dataset_that_changed_since_training_is_noticed(room, tmp_path):
+    write_dataset(tmp_path / "faces", train=40, validation=10, test=12, seed=9)
+    checkpoint = room / "runs/03_train/checkpoint.npz"
+    status, line = fail("05_sample.py", "--checkpoint", checkpoint, cwd=tmp_path)
+    assert status == 1
+    assert "has changed since" in line
+    note = succeed("05_sample.py", "--checkpoint", checkpoint, "--data", "faces", cwd=tmp_path)
+    assert "Note: the model was trained on faces, not on faces" in note
+
+
+def test_without_data_toy_faces_are_drawn_once(tmp_path, monkeypatch):
+    # As a newcomer's first command, but with few faces: the lesson calls the tool, whose default count is lowered here.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nif 'data_tools.toy_faces' in sys.orig_argv: sys.argv += ['--count', '40']\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    output = succeed("03_train.py", *SMALL, "--epochs", 1, cwd=tmp_path)
+    assert "drawing toy faces, once, to" in output
+    assert "data_tools.celeba" in output
+    assert len(Dataset(tmp_path / "data/toy64")) == 40
+    assert "drawing" not in succeed("03_train.py", *SMALL, "--epochs", 1, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("lesson", NAMES)
+def test_help_and_length(lesson, tmp_path):
+    assert succeed(lesson, "--help", cwd=tmp_path).startswith("usage:")
+    text = (LESSONS / lesson).read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 200
+    assert text.count("# %%") >= 4
+    exercises = text.split("# Exercises\n")[1].splitlines()
+    assert [line[:5] for line in exercises if line[2].isdigit()] == ["# 1. ", "# 2. ", "# 3. "]
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_usage_has_status_2(tmp_path):
+    assert run("03_train.py", "--epochs", "many", cwd=tmp_path).returncode == 2
+    assert run("03_train.py", "--likelihood", "poisson", cwd=tmp_path).returncode == 2
+    assert run("06_interpolate.py", "--steps", 1, cwd=tmp_path).returncode == 2
