@@ -72,7 +72,7 @@ def open_checkpoint(path, folder):
         command = "python lessons/03_train.py" + ("" if path == CHECKPOINT else f" --out {path.parent}")
         print(f"error: there is no checkpoint {path}; make it with: {command}", file=sys.stderr)
         sys.exit(2)
-    model, info = load_model(path)
+    model, _, info = load_model(path)
     dataset = Dataset(folder or info["data"]["folder"])
     if dataset.image_size != model.image_size:
         raise InputError(f"{dataset.folder} holds images of size {dataset.image_size}, but {path} was trained on size "

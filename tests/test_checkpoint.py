@@ -27,7 +27,7 @@ def test_what_is_saved_is_loaded(tmp_path, rng):
 def test_load_model(tmp_path, rng):
     model = VAE(**SMALL, seed=3)
     checkpoint.save(tmp_path / "a.npz", {"values": to_cpu(model.values)}, {"model": model.settings})
-    loaded, _ = checkpoint.load_model(tmp_path / "a.npz")
+    loaded, _, _ = checkpoint.load_model(tmp_path / "a.npz")
     x = rng.random((2, 16, 16, 3), dtype=np.float32)
     np.testing.assert_array_equal(loaded.reconstruct(x), model.reconstruct(x))
 

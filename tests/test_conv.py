@@ -155,6 +155,8 @@ def test_bad_inputs_are_refused(rng):
         conv.forward(to_device(np.zeros((2, 3, 8, 3))))
     with pytest.raises(InputError, match=r"expects images \(N, H, W, 5\)"):
         make(ConvTranspose2d, (4, 2, 1), 5, 3, rng).forward(to_device(np.zeros((2, 8, 8, 3))))
+    with pytest.raises(InputError, match="its padding leaves nothing"):
+        make(ConvTranspose2d, (2, 1, 1), 5, 3, rng).forward(to_device(np.zeros((2, 1, 4, 5))))
 
 
 @pytest.mark.parametrize("kind", [Conv2d, ConvTranspose2d])

@@ -44,7 +44,10 @@ def load(path):
 
 
 def load_model(path):
-    """Return (model, info) of a checkpoint: a VAE with the trained parameters. Raises CheckpointError as load does."""
+    """Return (model, arrays, info) of a checkpoint: a VAE with the trained parameters, and what `load` returns.
+
+    Raises CheckpointError as `load` does, and if the checkpoint is not that of a VAE.
+    """
     arrays, info = load(path)
     try:
         model = VAE(**info["model"])
@@ -53,4 +56,4 @@ def load_model(path):
         model.values[...] = to_device(arrays["values"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not hold a model of this program ({error})") from None
-    return model, info
+    return model, arrays, info

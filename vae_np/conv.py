@@ -75,13 +75,33 @@ def fold(patches, shape, kernel_size, stride, padding, workspace):
     return padded[:, padding : padding + h, padding : padding + w].copy()
 
 
-def check_images(layer, x, channels):
-    """Raise InputError unless x is a batch of images (N, H, W, channels)."""
-    if x.ndim != 4 or x.shape[-1] != channels:
-        raise InputError(f"{layer!r} expects images (N, H, W, {channels}) but got an array of shape {x.shape}")
+class Convolution(Layer):
+    """What Conv2d and ConvTranspose2d share: channels, geometry, kernels and bias, and the check of the input.
+
+    gain is the one of random_weight, rng a NumPy generator. Subclasses say what shape their kernels have, and how many
+    products one output sums (fan_in).
+    """
+
+    def __init__(self, inputs, outputs, kernel_size, rng, stride=1, padding=0, gain=1.0, dtype="float32"):
+        self.inputs, self.outputs = inputs, outputs
+        self.geometry = (kernel_size, stride, padding)
+        shape, fan_in = self._kernels()
+        self.weight = Parameter("weight", random_weight(rng, shape, fan_in, gain, dtype))
+        self.bias = Parameter("bias", xp.zeros(outputs, dtype))
+        self.parameters = (self.weight, self.bias)
+        self.workspace = Workspace()
+
+    def _check_images(self, x):
+        if x.ndim != 4 or x.shape[-1] != self.inputs:
+            raise InputError(f"{self!r} expects images (N, H, W, {self.inputs}) but got an array of shape {x.shape}")
+
+    def __repr__(self):
+        kernel_size, stride, padding = self.geometry
+        return (f"{type(self).__name__}({self.inputs} -> {self.outputs}, {kernel_size}x{kernel_size}, "
+                f"stride {stride}, padding {padding})")
 
 
-class Conv2d(Layer):
+class Conv2d(Convolution):
     """Cross-correlate images with a bank of kernels: x (N, H, W, C) -> y (N, OH, OW, F).
 
     OH = (H + 2 * padding - kernel_size) // stride + 1, and OW likewise. With the patches of x laid out as the rows of a
@@ -93,18 +113,12 @@ class Conv2d(Layer):
     Raises InputError for an input that is not (N, H, W, C) or smaller than the kernel.
     """
 
-    def __init__(self, inputs, outputs, kernel_size, rng, stride=1, padding=0, gain=1.0, dtype="float32"):
-        fan_in = kernel_size**2 * inputs
-        shape = (kernel_size, kernel_size, inputs, outputs)
-        self.weight = Parameter("weight", random_weight(rng, shape, fan_in, gain, dtype))
-        self.bias = Parameter("bias", xp.zeros(outputs, dtype))
-        self.parameters = (self.weight, self.bias)
-        self.inputs, self.outputs = inputs, outputs
-        self.geometry = (kernel_size, stride, padding)
-        self.workspace = Workspace()
+    def _kernels(self):
+        kernel_size, _, _ = self.geometry
+        return (kernel_size, kernel_size, self.inputs, self.outputs), self.inputs * kernel_size**2
 
     def forward(self, x):
-        check_images(self, x, self.inputs)
+        self._check_images(x)
         n, h, w, _ = self.input_shape = x.shape
         oh, ow = conv_size(h, *self.geometry), conv_size(w, *self.geometry)
         if oh < 1 or ow < 1:
@@ -122,13 +136,8 @@ class Conv2d(Layer):
         xp.matmul(rows, self.weight.value.reshape(-1, self.outputs).T, out=dpatches)
         return fold(dpatches, self.input_shape, *self.geometry, self.workspace)
 
-    def __repr__(self):
-        kernel_size, stride, padding = self.geometry
-        return (f"Conv2d({self.inputs} -> {self.outputs}, {kernel_size}x{kernel_size}, "
-                f"stride {stride}, padding {padding})")
 
-
-class ConvTranspose2d(Layer):
+class ConvTranspose2d(Convolution):
     """The adjoint of a convolution: x (N, H, W, C) -> y (N, OH, OW, F), with OH = (H - 1) * stride + K - 2 * padding.
 
     Every pixel of x adds a kernel, scaled by its channels, to the output, `stride` pixels apart. Where Conv2d unfolds
@@ -140,23 +149,19 @@ class ConvTranspose2d(Layer):
 
     An output pixel is the sum of C * K * K / stride^2 products, whence the scale of the initial weights.
     Kernels of 4x4 at stride 2 overlap evenly; 3x3 would leave a checkerboard (Odena et al. 2016).
-    Raises InputError for an input that is not (N, H, W, C).
+    Raises InputError for an input that is not (N, H, W, C) or so small that the padding leaves nothing of the output.
     """
 
-    def __init__(self, inputs, outputs, kernel_size, rng, stride=1, padding=0, gain=1.0, dtype="float32"):
-        fan_in = inputs * kernel_size**2 / stride**2
-        shape = (kernel_size, kernel_size, outputs, inputs)
-        self.weight = Parameter("weight", random_weight(rng, shape, fan_in, gain, dtype))
-        self.bias = Parameter("bias", xp.zeros(outputs, dtype))
-        self.parameters = (self.weight, self.bias)
-        self.inputs, self.outputs = inputs, outputs
-        self.geometry = (kernel_size, stride, padding)
-        self.workspace = Workspace()
+    def _kernels(self):
+        kernel_size, stride, _ = self.geometry
+        return (kernel_size, kernel_size, self.outputs, self.inputs), self.inputs * kernel_size**2 / stride**2
 
     def forward(self, x):
-        check_images(self, x, self.inputs)
+        self._check_images(x)
         n, h, w, _ = self.input_shape = x.shape
         oh, ow = conv_transpose_size(h, *self.geometry), conv_transpose_size(w, *self.geometry)
+        if oh < 1 or ow < 1:
+            raise InputError(f"{self!r} got an image of {h}x{w}, of which its padding leaves nothing")
         self.x = x.reshape(-1, self.inputs)
         matrix = self.weight.value.reshape(-1, self.inputs)
         patches = self.workspace.get("products", (len(self.x), len(matrix)), x.dtype)
@@ -170,8 +175,3 @@ class ConvTranspose2d(Layer):
         xp.matmul(dpatches.T, self.x, out=self.weight.grad.reshape(-1, self.inputs))
         self.bias.grad[...] = sum_rows(dy)
         return (dpatches @ self.weight.value.reshape(-1, self.inputs)).reshape(self.input_shape)
-
-    def __repr__(self):
-        kernel_size, stride, padding = self.geometry
-        return (f"ConvTranspose2d({self.inputs} -> {self.outputs}, {kernel_size}x{kernel_size}, "
-                f"stride {stride}, padding {padding})")

@@ -160,12 +160,11 @@ class Trainer:
 
         Raises CheckpointError if there is none, or if it was trained on another dataset.
         """
-        model, info = checkpoint.load_model(path)
+        model, arrays, info = checkpoint.load_model(path)
         if info["data"]["fingerprint"] != dataset.fingerprint:
             raise CheckpointError(f"{path} was trained on another dataset ({info['data']['source']}) than "
                                   f"{dataset.folder}; give the same --data, or another --out")
         trainer = cls(model, dataset, settings, threads)
-        arrays, _ = checkpoint.load(path)
         trainer.adam.m[...], trainer.adam.v[...] = to_device(arrays["m"]), to_device(arrays["v"])
         trainer.adam.step = info["step"]
         trainer.rng.bit_generator.state = info["random_state"]
