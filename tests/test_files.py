@@ -7,10 +7,10 @@ from vae_np.files import replacing
 
 def test_writes_into_new_folders(tmp_path):
     with replacing(tmp_path / "a" / "b.txt") as partial:
-        partial.write_text("new")
+        partial.write_text("all that is new")
         assert not (tmp_path / "a" / "b.txt").exists()
         assert partial.suffix == ".txt"
-    assert (tmp_path / "a" / "b.txt").read_text() == "new"
+    assert (tmp_path / "a" / "b.txt").read_text() == "all that is new"
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
