@@ -26,14 +26,14 @@ class Settings:
     """How to train; the defaults are the ones that lesson 03 explains."""
 
     epochs: int = 10
-    batch_size: int = 64
-    learning_rate: float = 1e-3  # the peak, reached after warmup_steps
+    batch_size: int = 32
+    learning_rate: float = 2e-3  # the peak, reached after warmup_steps
     final_learning_rate: float = 0.05  # where the cosine ends, as a fraction of the peak
     warmup_steps: int = 100
     beta: float = 1.0
     beta_warmup_epochs: float = 1.0
     likelihood: str = "bernoulli"
-    max_gradient_norm: float = 2000.0
+    max_gradient_norm: float = 5000.0
     seed: int = 0
     limit: int | None = None  # use the first `limit` training images only
 
