@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import math
 import sys
 
 from vae_np.errors import VAEError
@@ -27,6 +28,22 @@ def number_in(allowed):
     convert = functools.partial(whole_number, allowed=allowed)
     convert.__name__ = "whole number"  # argparse says "invalid whole number value: 'x'"
     return convert
+
+
+def not_negative(text):
+    """The argparse type of finite numbers of 0 or more."""
+    number = float(text)
+    if not (math.isfinite(number) and number >= 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of 0 or more")
+    return number
+
+
+def positive(text):
+    """The argparse type of finite numbers above 0."""
+    number = not_negative(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
 
 
 def run(command, **options):

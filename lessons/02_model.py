@@ -6,20 +6,24 @@ backwards, how to find out whether a handwritten gradient is right, and what the
 
 # %% Settings
 import numpy as np
-from common import command_line, parse
+from common import POSITIVE, command_line, parse
 
+from data_tools.toy_faces import draw_face, face_factors
 from vae_np import VAE
+from vae_np import images as pictures
 from vae_np.backend import to_cpu, to_device
 from vae_np.conv import Conv2d, ConvTranspose2d, Workspace, fold, unfold
+from vae_np.data import to_float
 from vae_np.gradcheck import check_direction, check_layer
 from vae_np.layers import Dense, LeakyReLU, Reshape, Sequential
 from vae_np.losses import Bernoulli, CalibratedGaussian, Gaussian, kl_divergence, squared_error
 
 parser = command_line(__doc__, "runs/02_model")
-parser.add_argument("--image-size", type=int, default=64, help="of the model in the last table")
-parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128, 256])
-parser.add_argument("--latent-dim", type=int, default=128)
+parser.add_argument("--image-size", type=POSITIVE, default=64, help="of the model in the last table")
+parser.add_argument("--channels", type=POSITIVE, nargs="+", default=[32, 64, 128, 256])
+parser.add_argument("--latent-dim", type=POSITIVE, default=128)
 args = parse(parser)
+model = VAE(args.image_size, tuple(args.channels), args.latent_dim)  # of the last table
 rng = np.random.default_rng(0)
 
 
@@ -94,6 +98,34 @@ down.forward(random(2, 8, 6, 3))
 print(f"  the convolution's backward pass and this layer's forward pass differ by "
       f"{np.abs(to_cpu(down.backward(small) - up.forward(small))).max():.1e}")
 
+# %% What they do to a face
+# Kernels chosen by hand instead of learned. Light minus shade across a 4x4 patch answers to edges, in one direction or
+# the other. A transposed convolution with a tent of a kernel doubles a picture: 4x4 at stride 2 overlaps evenly, every
+# output pixel gets the same weight; 3x3 at stride 2 does not, and leaves a checkerboard (Odena et al. 2016).
+face = to_float(draw_face(face_factors(seed=0, index=4), 64))
+gray = to_device(face.mean(axis=2)[None, :, :, None].astype(np.float64))
+edges = Conv2d(1, 2, kernel_size=4, rng=rng, stride=2, padding=1, dtype="float64")
+step = np.repeat([1, -1], 2)[:, None] * np.ones(4) / 4
+edges.weight.value[...] = to_device(np.stack([step, step.T], axis=-1)[:, :, None])
+horizontal, vertical = np.moveaxis(to_cpu(edges.forward(gray))[0], -1, 0)
+
+
+def doubled(kernel):
+    """The face at half its size, doubled by a transposed convolution with one kernel for each colour."""
+    layer = ConvTranspose2d(3, 3, kernel_size=len(kernel), rng=rng, stride=2, padding=1, dtype="float64")
+    layer.weight.value[...] = to_device(np.outer(kernel, kernel)[:, :, None, None] * np.eye(3))
+    y = to_cpu(layer.forward(to_device(half[None])))[0]
+    return np.pad(y, ((0, 64 - len(y)), (0, 64 - len(y)), (0, 0)))  # 3x3 makes 63 pixels of 32
+
+
+half = face.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3), dtype=np.float64)
+edge_maps = [np.repeat(0.5 + part[:, :, None], 3, axis=2) for part in (horizontal, vertical)]
+rows = [("face, edges", np.stack([face, *(pictures.enlarge(part, 2) for part in edge_maps)])),
+        ("half, 4x4, 3x3", np.stack([pictures.enlarge(half, 2), doubled([1 / 4, 3 / 4, 3 / 4, 1 / 4]),
+                                     doubled([2 / 3, 2 / 3, 2 / 3])]))]
+pictures.save(args.out / "convolutions.png", pictures.labelled_rows(rows, scale=3))
+print(f"{args.out}/convolutions.png: a face, its edges, and the face at half its size doubled by 4x4 and 3x3 kernels")
+
 # %% Is a gradient right?
 # Move one number by a tiny h and see how the loss moves: (L(x + h) - L(x - h)) / 2h. That is slow, but there is nothing
 # in it that could be wrong in the same way as the formula. Do it for every input, weight and bias.
@@ -137,7 +169,6 @@ assert worst < 1e-6, "a gradient is wrong"
 # %% The whole model
 # Each convolution halves height and width. Multiplications are what training costs; a dense layer has many weights but
 # uses each once, a convolution uses its few weights at every place.
-model = VAE(args.image_size, tuple(args.channels), args.latent_dim)
 print(f"\n{model}\n{'layer':52s} {'output':>16s} {'parameters':>11s} {'multiplications':>16s}")
 h = to_device(rng.random((1, args.image_size, args.image_size, 3), dtype=np.float32))
 for part, network in (("encoder", model.encoder), ("decoder", model.decoder)):

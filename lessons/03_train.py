@@ -6,54 +6,46 @@ with loops, and train the model: on toy faces by default, on CelebA with --data.
 
 # %% Settings
 import math
-import sys
 import time
 from dataclasses import asdict, fields
 
 import numpy as np
-from common import command_line, open_dataset, parse
+from common import POSITIVE, SEED, add_data, command_line, open_dataset, parse, resumed_arguments, set_aside
 
-from vae_np import VAE, checkpoint
+from data_tools.command import not_negative, positive
+from vae_np import VAE
 from vae_np import images as pictures
 from vae_np.backend import to_cpu, to_device
 from vae_np.data import to_float
-from vae_np.errors import CheckpointError
 from vae_np.losses import LIKELIHOODS, Bernoulli, kl_divergence
 from vae_np.optim import Adam
 from vae_np.train import LOOK, Settings, Trainer, write_history
 
 default = Settings()
 parser = command_line(__doc__, "runs/03_train")
-parser.add_argument("--epochs", type=int, default=default.epochs, help="times through the training images")
-parser.add_argument("--batch-size", type=int, default=default.batch_size, help="images a step")
-parser.add_argument("--latent-dim", type=int, default=128, help="numbers in the code of a face")
-parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128, 256], help="of the encoder's convolutions")
-parser.add_argument("--beta", type=float, default=default.beta, help="weight of the KL divergence")
+add_data(parser)
+parser.add_argument("--epochs", type=POSITIVE, default=default.epochs, help="times through the training images")
+parser.add_argument("--batch-size", type=POSITIVE, default=default.batch_size, help="images a step")
+parser.add_argument("--latent-dim", type=POSITIVE, default=128, help="numbers in the code of a face")
+parser.add_argument("--channels", type=POSITIVE, nargs="+", default=[32, 64, 128, 256],
+                    help="of the encoder's convolutions")
+parser.add_argument("--beta", type=not_negative, default=default.beta, help="weight of the KL divergence")
 parser.add_argument("--likelihood", default=default.likelihood, choices=LIKELIHOODS, help="of a pixel, given the code")
-parser.add_argument("--lr", type=float, default=default.learning_rate, dest="learning_rate", help="peak learning rate")
-parser.add_argument("--seed", type=int, default=default.seed, help="of the weights, the noise and the shuffle")
-parser.add_argument("--limit", type=int, default=None, metavar="N", help="use the first N training images only")
+parser.add_argument("--lr", type=positive, default=default.learning_rate, dest="learning_rate",
+                    help="peak of the learning rate")
+parser.add_argument("--seed", type=SEED, default=default.seed, help="of the weights, the noise and the shuffle")
+parser.add_argument("--limit", type=POSITIVE, metavar="N", help="use the first N training images only")
 parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
 args = parse(parser)
 checkpoint_path = args.out / "checkpoint.npz"
 
-if args.resume:  # the run's own settings are the defaults now; only --epochs may change
-    if not checkpoint_path.is_file():
-        print(f"error: --resume, but there is no checkpoint {checkpoint_path}; leave --resume out", file=sys.stderr)
-        sys.exit(2)
-    _, info = checkpoint.load(checkpoint_path)
-    saved = {**info["training"], "channels": info["model"]["channels"], "latent_dim": info["model"]["latent_dim"]}
-    parser.set_defaults(data=info["data"]["folder"], **saved)
-    args = parse(parser)
-    changed = [name for name in saved if name != "epochs" and getattr(args, name, saved[name]) != saved[name]]
-    if changed:
-        raise CheckpointError(f"{checkpoint_path} was trained with other settings than asked for: "
-                              + ", ".join(f"{name} {saved[name]}, not {getattr(args, name)}" for name in changed))
+if args.resume:
+    args = resumed_arguments(parser, checkpoint_path)
+args.out.mkdir(parents=True, exist_ok=True)
 dataset = open_dataset(args.data)
 print(dataset)
-chosen = {field.name: getattr(args, field.name) for field in fields(Settings) if hasattr(args, field.name)}
-settings = Settings(**chosen)
-model = VAE(dataset.image_size, args.channels, args.latent_dim, seed=settings.seed)
+names = {field.name for field in fields(Settings)}
+settings = Settings(**{name: value for name, value in vars(args).items() if name in names})
 
 # %% What is minimised
 # We would like the model to give real faces a high probability, log p(x). That is an integral over all codes z, which
@@ -61,8 +53,8 @@ model = VAE(dataset.image_size, args.channels, args.latent_dim, seed=settings.se
 #
 #     log p(x) >= E_q[log p(x | z)] - KL(q(z | x) || p(z))         the evidence lower bound, ELBO
 #
-# loss = recon + beta * kl is its negative (for beta = 1): how many nats the decoder needs to describe the face, given
-# the code, and how many nats the code itself costs. Both are sums over pixels or latents, averaged over the batch.
+# loss = recon + beta * kl is its negative (for beta = 1): how improbable the face is to the decoder, given the code,
+# and how many nats the code itself costs. Both are sums over pixels or latents, averaged over the batch.
 small = VAE(image_size=16, channels=(4, 8), latent_dim=3, seed=1)
 rng = np.random.default_rng(1)
 x, eps = rng.random((2, 16, 16, 3), dtype=np.float32), rng.standard_normal((2, 3), dtype=np.float32)
@@ -114,17 +106,16 @@ if args.resume:
     if trainer.epoch >= settings.epochs:
         print(f"nothing is left to do; give --epochs {2 * trainer.epoch} to train on")
 else:
+    model = VAE(dataset.image_size, args.channels, args.latent_dim, seed=settings.seed)
     trainer = Trainer(model, dataset, settings)
-    if checkpoint_path.exists():
-        earlier = checkpoint_path.with_name("checkpoint-earlier.npz")
-        checkpoint_path.replace(earlier)
-        print(f"the checkpoint of the run before this one is now {earlier}")
 print(f"{trainer.model}\n{trainer.workers.threads} threads, {trainer.steps_per_epoch} steps an epoch, "
       + ", ".join(f"{name} {value}" for name, value in asdict(settings).items()))
 faces = to_float(trainer.validation_images[:LOOK])
 while trainer.epoch < settings.epochs:
     start = time.perf_counter()
     row = trainer.train_epoch()
+    if trainer.epoch == 1:
+        set_aside(checkpoint_path)
     trainer.save(checkpoint_path)
     write_history(args.out / "history.csv", trainer.history)
     pictures.plot_losses(args.out / "losses.png", trainer.history)

@@ -7,10 +7,9 @@ through a sampled code, how the model compares with a linear one of the same siz
 # %% Settings
 import json
 import math
-from pathlib import Path
 
 import numpy as np
-from common import CHECKPOINT, command_line, encode_all, open_checkpoint, parse, spread
+from common import POSITIVE, add_checkpoint, command_line, encode_all, open_checkpoint, parse, require, spread
 from tqdm import tqdm
 
 from vae_np import images as pictures
@@ -21,8 +20,8 @@ from vae_np.metrics import PrincipalComponents, active_units, evaluate, kl_per_d
 from vae_np.parallel import Workers
 
 parser = command_line(__doc__, "runs/04_reconstruct")
-parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, metavar="FILE", help="the trained model")
-parser.add_argument("--limit", type=int, default=None, metavar="N", help="look at the first N held-out images only")
+add_checkpoint(parser)
+parser.add_argument("--limit", type=POSITIVE, metavar="N", help="the first N held-out images only")
 args = parse(parser)
 model, info, dataset = open_checkpoint(args.checkpoint, args.data)
 
@@ -51,15 +50,16 @@ naive = 10 * math.log10(1 / (sum((a - b) ** 2 for a, b in zip(one.flat, other.fl
 print(f"PSNR of the first face: {naive:.4f} dB by a loop, {psnr(faces[:1], through_mu[:1])[0]:.4f} dB by the package")
 assert math.isclose(naive, psnr(faces[:1], through_mu[:1])[0], rel_tol=1e-6)
 
-weights = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+side = min(11, model.image_size)
+weights = np.exp(-0.5 * ((np.arange(side) - (side - 1) / 2) / 1.5) ** 2)
 window = np.outer(weights, weights)[:, :, None] / weights.sum() ** 2
-a, b = one[:11, :11], other[:11, :11]
+a, b = one[:side, :side], other[:side, :side]
 ma, mb = (window * a).sum((0, 1)), (window * b).sum((0, 1))
 va, vb = (window * (a - ma) ** 2).sum((0, 1)), (window * (b - mb) ** 2).sum((0, 1))
 cab = (window * (a - ma) * (b - mb)).sum((0, 1))
 naive = ((2 * ma * mb + 1e-4) * (2 * cab + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))).mean()
-package = ssim(one[None, :11, :11], other[None, :11, :11])[0]
-print(f"SSIM of its first 11x11 pixels: {naive:.6f} from the definition, {package:.6f} by the package")
+package = ssim(a[None], b[None])[0]
+print(f"SSIM of its first {side}x{side} pixels: {naive:.6f} from the definition, {package:.6f} by the package")
 assert math.isclose(naive, package, rel_tol=1e-9)
 
 # %% The figures
@@ -70,6 +70,7 @@ likelihood = LIKELIHOODS[info["likelihood"]["name"]]
 likelihood = likelihood() if likelihood is Bernoulli else likelihood(info["likelihood"]["sigma"])
 terms = evaluate(Workers(model), held_out, likelihood)
 train = dataset.split("train")
+require(train, 2, "training")
 pca = PrincipalComponents(train[spread(10_000, len(train))], min(model.latent_dim, len(train) - 1))
 quality = {"vae": [], "pca": []}
 for start in tqdm(range(0, len(held_out), 256), desc="reconstructing", leave=False):

@@ -5,21 +5,20 @@ the prior says, how to sample from where they are, and how to find out whether t
 """
 
 # %% Settings
-from pathlib import Path
-
 import numpy as np
-from common import CHECKPOINT, command_line, encode_all, open_checkpoint, parse, spread
+from common import SEED, add_checkpoint, command_line, encode_all, open_checkpoint, parse, require, spread
 from tqdm import tqdm
 
 from vae_np import images as pictures
 from vae_np.data import to_float
 
 parser = command_line(__doc__, "runs/05_sample")
-parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, metavar="FILE", help="the trained model")
-parser.add_argument("--seed", type=int, default=0, help="of the samples")
+add_checkpoint(parser)
+parser.add_argument("--seed", type=SEED, default=0, help="of the samples")
 args = parse(parser)
 model, info, dataset = open_checkpoint(args.checkpoint, args.data)
 train = dataset.split("train")
+require(train, 20, "training")
 
 # %% Sampling is decoding noise
 # Training pulled the codes of faces towards N(0, I), the prior. So draw a code from the prior and decode it.
@@ -91,14 +90,16 @@ def nearest(faces):
     for start in tqdm(range(0, len(train), 1024), desc="nearest training faces", leave=False):
         part = to_float(train[start : start + 1024]).reshape(-1, faces.shape[1])
         squares = (faces**2).sum(axis=1)[:, None] - 2 * faces @ part.T + (part**2).sum(axis=1)
-        closer = squares.min(axis=1) < best
-        best[closer], index[closer] = squares.min(axis=1)[closer], start + squares.argmin(axis=1)[closer]
-    return np.sqrt(best / faces.shape[1]), index
+        closest, where = squares.min(axis=1), squares.argmin(axis=1)
+        closer = closest < best
+        best[closer], index[closer] = closest[closer], start + where[closer]
+    return np.sqrt(np.maximum(best, 0) / faces.shape[1]), index  # rounding may leave a little less than 0
 
 
 distance, index = nearest(samples[:10])
 naive = np.sqrt(np.mean((samples[0] - to_float(train[index[0]])) ** 2))
-assert np.isclose(distance[0], naive, rtol=1e-3), "the matrix product must give the distance"
+assert np.isclose(distance[0], naive, rtol=1e-3, atol=1e-3), "the matrix product must give the distance"
+assert nearest(to_float(train[:1]))[0][0] < 0.01, "a training face is its own nearest, at distance 0"
 rows = [("sample", samples[:10]), ("nearest", np.stack([to_float(train[i]) for i in index]))]
 pictures.save(args.out / "nearest.png", pictures.labelled_rows(rows))
 

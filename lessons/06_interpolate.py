@@ -5,24 +5,22 @@ while a cross-fade of pixels does not, and what single dimensions of the code ha
 """
 
 # %% Settings
-from pathlib import Path
-
 import numpy as np
-from common import CHECKPOINT, command_line, encode_all, open_checkpoint, parse, spread
+from common import POSITIVE, add_checkpoint, command_line, encode_all, open_checkpoint, parse, require, spread
 
+from data_tools.command import number_in
 from vae_np import images as pictures
 from vae_np.data import to_float
 from vae_np.metrics import kl_per_dimension
 
 parser = command_line(__doc__, "runs/06_interpolate")
-parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, metavar="FILE", help="the trained model")
-parser.add_argument("--steps", type=int, default=9, help="pictures from one face to the other")
-parser.add_argument("--pairs", type=int, default=4, help="pairs of faces")
+add_checkpoint(parser)
+parser.add_argument("--steps", type=number_in(range(2, 1000)), default=9, help="pictures from one face to the other")
+parser.add_argument("--pairs", type=POSITIVE, default=4, help="pairs of faces")
 args = parse(parser)
-if args.steps < 2 or args.pairs < 1:
-    parser.error("--steps must be at least 2 and --pairs at least 1")
 model, info, dataset = open_checkpoint(args.checkpoint, args.data)
 held_out = dataset.split(dataset.held_out())
+require(held_out, 2, "held-out")
 
 
 # %% Two ways between two codes
@@ -32,11 +30,12 @@ def linear(a, b, t):
     return (1 - t) * a + t * b
 
 
-# Spherical (White 2016, after Shoemake 1985): turn from a to b at constant speed, through the angle w between them:
-# z(t) = sin((1 - t) w) / sin(w) a + sin(t w) / sin(w) b. The length goes evenly from one to the other.
+# Spherical (White 2016, after Shoemake 1985): turn from a to b through the angle w between them,
+# z(t) = sin((1 - t) w) / sin(w) a + sin(t w) / sin(w) b. Between codes of equal length this keeps the length and turns
+# at constant speed; between others it does so nearly.
 def spherical(a, b, t):
     w = np.arccos(np.clip(np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)), -1, 1))
-    if np.sin(w) < 1e-6:  # the same direction: nothing to turn
+    if np.sin(w) < 1e-6:  # the same direction, where nothing turns, or opposite ones, where no way is the shortest
         return linear(a, b, t)
     return ((np.sin((1 - t) * w) * a + np.sin(t * w) * b) / np.sin(w)).astype(a.dtype)
 
@@ -50,7 +49,7 @@ assert np.allclose(spherical(east, north, 0.5), [np.cos(np.pi / 4), np.sin(np.pi
 # %% From one held-out face to another
 # The ends are codes of faces that the model has never seen. The first and last picture of each row are the faces
 # themselves. A cross-fade mixes the pixels of the two faces and shows both at once, like a double exposure.
-chosen = held_out[spread(2 * args.pairs, len(held_out))]
+chosen = held_out[spread(2 * min(args.pairs, len(held_out) // 2), len(held_out))]
 starts, ends = to_float(chosen[0::2]), to_float(chosen[1::2])
 codes_a, codes_b = model.encode(starts)[0], model.encode(ends)[0]
 times = np.linspace(0, 1, args.steps, dtype=np.float32)

@@ -1,6 +1,7 @@
 """What the lessons share: the command line, the dataset (drawn where there is none), the trained model, error lines."""
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
@@ -9,18 +10,20 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_tools.command import OneLineParser
-from vae_np.checkpoint import load_model
+from data_tools.command import OneLineParser, number_in
+from vae_np import checkpoint
 from vae_np.data import Dataset, to_float
-from vae_np.errors import CheckpointError, InputError, VAEError
+from vae_np.errors import CheckpointError, DatasetError, InputError, VAEError
 
+POSITIVE = number_in(range(1, 1_000_000))
+SEED = number_in(range(2**32))
 TOY_FACES = Path("data/toy64")
 CHECKPOINT = Path("runs/03_train/checkpoint.npz")
 
 
 def one_line(kind, error, trace):
-    """Print the project's own errors as one line; everything else keeps its traceback, for it is a bug."""
-    if issubclass(kind, VAEError):
+    """Print what a user can mend as one line; everything else keeps its traceback, for it is a bug."""
+    if issubclass(kind, (VAEError, OSError)):
         print(f"error: {error}", file=sys.stderr)
     elif issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
@@ -33,13 +36,24 @@ sys.excepthook = one_line
 
 
 def command_line(lesson_doc, out):
-    """An argument parser with the first paragraph of a lesson's docstring, --data and --out."""
+    """An argument parser with the first line of a lesson's docstring, and --out."""
     parser = OneLineParser(description=lesson_doc.split("\n\n")[0],
                            formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--data", type=Path, metavar="DIR",
-                        help=f"a prepared dataset; without it, toy faces are drawn once to {TOY_FACES}")
     parser.add_argument("--out", type=Path, default=Path(out), metavar="DIR", help="where the pictures go")
     return parser
+
+
+def add_data(parser):
+    """Add --data, for lessons that draw toy faces where there is no dataset."""
+    parser.add_argument("--data", type=Path, metavar="DIR",
+                        help=f"a prepared dataset; without it, toy faces are drawn once to {TOY_FACES}")
+
+
+def add_checkpoint(parser):
+    """Add --checkpoint and --data, for lessons that look at a trained model."""
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, metavar="FILE", help="the trained model")
+    parser.add_argument("--data", type=Path, metavar="DIR",
+                        help="a prepared dataset; without it, the one that the model was trained on")
 
 
 def parse(parser):
@@ -70,10 +84,12 @@ def open_checkpoint(path, folder):
     """
     if not path.is_file():
         command = "python lessons/03_train.py" + ("" if path == CHECKPOINT else f" --out {path.parent}")
-        print(f"error: there is no checkpoint {path}; make it with: {command}", file=sys.stderr)
-        sys.exit(2)
-    model, _, info = load_model(path)
-    dataset = Dataset(folder or info["data"]["folder"])
+        wrong_usage(f"there is no checkpoint {path}; make it with: {command}")
+    model, _, info = checkpoint.load_model(path)
+    trained_on = Path(info["data"]["folder"])
+    if folder is None and not trained_on.exists():
+        raise CheckpointError(f"{path} was trained on {trained_on}, which is no longer there; name one with --data")
+    dataset = Dataset(folder or trained_on)
     if dataset.image_size != model.image_size:
         raise InputError(f"{dataset.folder} holds images of size {dataset.image_size}, but {path} was trained on size "
                          f"{model.image_size}; prepare the dataset with --size {model.image_size}")
@@ -84,6 +100,46 @@ def open_checkpoint(path, folder):
         print(f"Note: the model was trained on {info['data']['folder']}, not on {dataset.folder}.")
     print(f"{model}, trained for {len(info['history'])} epochs on {info['data']['source']}\n{dataset}")
     return model, info, dataset
+
+
+def wrong_usage(message):
+    """End the program with one line and status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def require(images, count, name):
+    """Raise DatasetError unless there are at least `count` images."""
+    if len(images) < count:
+        raise DatasetError(f"this lesson needs {count} {name} images or more, and there are {len(images)}")
+
+
+def resumed_arguments(parser, path):
+    """The arguments of the run whose checkpoint is at `path`; what the command line says anew must not differ.
+
+    Only --epochs may: the cosine of the learning rate then stretches to the new end. Ends the program with status 2
+    where there is no checkpoint. Raises CheckpointError, naming what differs.
+    """
+    if not path.is_file():
+        wrong_usage(f"--resume, but there is no checkpoint {path}; leave --resume out")
+    _, _, info = checkpoint.load_model(path)
+    saved = {**info["training"], "channels": info["model"]["channels"], "latent_dim": info["model"]["latent_dim"]}
+    parser.set_defaults(data=info["data"]["folder"], **saved)
+    args = parse(parser)
+    changed = [f"{name} {value}, not {getattr(args, name)}" for name, value in saved.items()
+               if name != "epochs" and getattr(args, name) != value]
+    if changed:
+        raise CheckpointError(f"{path} was trained with other settings than asked for: {', '.join(changed)}")
+    return args
+
+
+def set_aside(path):
+    """Rename the file of an earlier run to the first free of name-1, name-2, ..., so that a new run loses nothing."""
+    if path.exists():
+        numbers = itertools.count(1)
+        free = next(name for n in numbers if not (name := path.with_stem(f"{path.stem}-{n}")).exists())
+        path.rename(free)
+        print(f"the {path.name} of an earlier run is now {free}")
 
 
 def encode_all(model, images, label="encoding"):

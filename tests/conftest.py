@@ -24,6 +24,7 @@ def write_dataset(folder, train=24, validation=8, test=8, size=16, seed=0):
         images = np.load(writer.images_path, mmap_mode="r+")
         images[:] = np.rint(255 * np.clip(pixels / 2, 0, 1))
         images.flush()
+        del images  # Windows does not rename a folder with a file that is still mapped
         writer.finish(source="ramps", crop="none", attributes=attributes, attribute_names=["Red", "Green"],
                       splits={"train": train, "validation": validation, "test": test},
                       file_names=[f"{i:06d}.png" for i in range(1, count + 1)])

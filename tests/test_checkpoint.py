@@ -24,9 +24,16 @@ def test_what_is_saved_is_loaded(tmp_path, rng):
     assert info == {"format_version": 1, "random_state": state, "history": [{"loss": 0.1}], "name": "Zoë"}
 
 
+def save_training(path, values, model, leave_out=None):
+    """A checkpoint that has everything a run's has, if not with much sense, but for what is left out."""
+    arrays = {name: values for name in checkpoint.ARRAYS if name != leave_out}
+    info = {name: model if name == "model" else {} for name in checkpoint.INFO if name != leave_out}
+    checkpoint.save(path, arrays, info)
+
+
 def test_load_model(tmp_path, rng):
     model = VAE(**SMALL, seed=3)
-    checkpoint.save(tmp_path / "a.npz", {"values": to_cpu(model.values)}, {"model": model.settings})
+    save_training(tmp_path / "a.npz", to_cpu(model.values), model.settings)
     loaded, _, _ = checkpoint.load_model(tmp_path / "a.npz")
     x = rng.random((2, 16, 16, 3), dtype=np.float32)
     np.testing.assert_array_equal(loaded.reconstruct(x), model.reconstruct(x))
@@ -82,10 +89,23 @@ def test_truncated_and_altered_checkpoints_are_refused(tmp_path):
             checkpoint.load(path)
 
 
-@pytest.mark.parametrize("info", [{}, {"model": {"image_size": 60}}, {"model": {"depth": 3}},
-                                  {"model": {**SMALL, "latent_dim": 6}}])
-def test_a_checkpoint_of_something_else_is_no_model(tmp_path, info):
-    values = to_cpu(VAE(**SMALL).values)
-    checkpoint.save(tmp_path / "a.npz", {"values": values}, info)
+@pytest.mark.parametrize("model", [{"image_size": 60}, {"depth": 3}, {**SMALL, "latent_dim": 6}, None, [1]])
+def test_a_checkpoint_of_something_else_is_no_model(tmp_path, model):
+    save_training(tmp_path / "a.npz", to_cpu(VAE(**SMALL).values), model)
     with pytest.raises(CheckpointError, match="does not hold a model of this program"):
+        checkpoint.load_model(tmp_path / "a.npz")
+
+
+def test_a_broken_model_is_refused(tmp_path):
+    values = to_cpu(VAE(**SMALL).values).copy()
+    values[7] = np.nan
+    save_training(tmp_path / "a.npz", values, SMALL)
+    with pytest.raises(CheckpointError, match="some parameters are not finite"):
+        checkpoint.load_model(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("name", checkpoint.ARRAYS + checkpoint.INFO)
+def test_what_is_missing_is_named(tmp_path, name):
+    save_training(tmp_path / "a.npz", to_cpu(VAE(**SMALL).values), SMALL, leave_out=name)
+    with pytest.raises(CheckpointError, match=f"lacks {name}; it is no checkpoint of training"):
         checkpoint.load_model(tmp_path / "a.npz")

@@ -1,7 +1,10 @@
 """A batch split over threads must give what the whole batch gives."""
 
+import time
+
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 from vae_np import VAE, parallel
 from vae_np.backend import to_cpu, to_device
@@ -67,9 +70,25 @@ def test_every_worker_gets_a_share_of_a_small_batch(task):
     assert shards == [2, 2, 2, 2]
 
 
-def test_an_error_in_a_worker_is_raised(task):
+def test_an_error_in_a_worker_is_raised_once_all_are_at_rest(task):
+    at_rest = []
+
     def fail(worker, shard):
-        raise RuntimeError(f"shard {shard.start}")
+        if worker == 0:
+            raise RuntimeError(f"shard {shard.start}")
+        time.sleep(0.2)
+        at_rest.append(worker)
 
     with pytest.raises(RuntimeError, match="shard 0"):
-        Workers(task[0], 2).map(fail, 5)
+        Workers(task[0], 2).map(fail, 2)
+    assert at_rest == [1]
+
+
+@pytest.mark.skipif(not threadpool_info(), reason="threadpoolctl knows no way to limit this BLAS")
+def test_blas_is_held_to_one_thread_while_workers_run(task):
+    def threads(worker, shard):
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+    before = threads(0, None)
+    assert Workers(task[0], 2).map(threads, 2) == [[1] * len(before)] * 2
+    assert threads(0, None) == before

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from conftest import write_dataset
 from vae_np import VAE, checkpoint
 from vae_np import train as train_module
 from vae_np.backend import to_cpu
-from vae_np.data import to_float
+from vae_np.data import Dataset, to_float
 from vae_np.errors import CheckpointError, DatasetError, InputError, TrainingError
 from vae_np.losses import Bernoulli, kl_divergence, sigmoid
 from vae_np.metrics import evaluate
@@ -94,9 +95,9 @@ def test_only_training_images_change_the_model_and_only_validation_images_are_va
     images = np.load(first.folder / "images.npy")
     images[first.splits["validation"]] = 255 - images[first.splits["validation"]]
     images[first.splits["test"]] = 0
-    other = write_dataset(tmp_path / "b")
-    np.save(other.folder / "images.npy", images)
-    other = type(other)(other.folder)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    np.save(tmp_path / "b" / "images.npy", images)
+    other = Dataset(tmp_path / "b")
     runs = [run(trainer_for(dataset), epochs=2) for dataset in (first, other)]
     np.testing.assert_array_equal(to_cpu(runs[0].model.values), to_cpu(runs[1].model.values))
     assert runs[0].history[-1]["recon"] == runs[1].history[-1]["recon"]
@@ -165,6 +166,46 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(ramps):
     np.testing.assert_array_equal(to_cpu(trainer.model.values), before)
 
 
+@pytest.mark.parametrize("norm", [float("inf"), float("nan")])
+def test_a_gradient_that_is_not_finite_stops_before_the_step(ramps, norm):
+    trainer = trainer_for(ramps)
+    before = to_cpu(trainer.model.values).copy()
+
+    def explode(*args):
+        trainer.model.grads[...] = norm
+        return 1.0, 1.0
+
+    trainer.workers.loss_and_gradient = explode
+    with pytest.raises(TrainingError, match="the gradient is"):
+        trainer.train_step(to_float(ramps.split("train")[:8]))
+    np.testing.assert_array_equal(to_cpu(trainer.model.values), before)
+
+
+def test_a_model_that_breaks_in_the_last_step_of_an_epoch_is_not_recorded(ramps):
+    trainer = trainer_for(ramps, batch_size=24)
+    update = trainer.adam.update
+    trainer.adam.update = lambda rate: update(rate) or trainer.model.values.fill(np.nan)
+    with pytest.raises(TrainingError, match="the validation recon is nan"):
+        trainer.train_epoch()
+    assert trainer.history == []
+    assert trainer.progress == []
+
+
+def test_an_exploding_gradient_is_clipped(ramps):
+    trainer = trainer_for(ramps, max_gradient_norm=1e-3)
+    seen = []
+    trainer.adam.update = lambda rate: seen.append(float(np.linalg.norm(to_cpu(trainer.model.grads))))
+    trainer.train_step(to_float(ramps.split("train")[:8]))
+    assert seen == [pytest.approx(1e-3, rel=1e-4)]
+
+
+def test_history_records_the_beta_of_the_last_step(ramps):
+    trainer = run(trainer_for(ramps, beta=2.0, beta_warmup_epochs=2), epochs=2)  # three steps an epoch
+    assert [row["beta"] for row in trainer.history] == pytest.approx([2 * 2 / 6, 2 * 5 / 6])
+    for row in trainer.history:
+        assert row["val_loss"] == pytest.approx(row["val_recon"] + row["beta"] * row["val_kl"])
+
+
 def test_limit_takes_the_first_training_images(ramps):
     trainer = trainer_for(ramps, limit=5)
     np.testing.assert_array_equal(trainer.images, ramps.split("train")[:5])
@@ -173,7 +214,7 @@ def test_limit_takes_the_first_training_images(ramps):
 
 def test_schedules_reach_the_optimizer(ramps, monkeypatch):
     rates, betas = [], []
-    trainer = trainer_for(ramps, epochs=2, learning_rate=0.01, beta=2.0, beta_warmup_epochs=1)
+    trainer = trainer_for(ramps, epochs=10, learning_rate=0.01, beta=2.0, beta_warmup_epochs=1)
     monkeypatch.setattr(trainer.adam, "update", lambda rate: rates.append(rate))
     monkeypatch.setattr(trainer.workers, "loss_and_gradient", lambda *args: betas.append(args[3]) or (1.0, 1.0))
     for step in range(6):  # three steps an epoch
@@ -218,6 +259,9 @@ def test_what_does_not_fit_is_refused(ramps, tmp_path):
         ({"beta": -1}, "beta must be 0 or more"),
         ({"beta": float("inf")}, "beta must be 0 or more"),
         ({"limit": 0}, "limit must be at least 1"),
+        ({"learning_rate": float("inf")}, "learning_rate must be above 0"),
+        ({"warmup_steps": -1}, "warmup_steps must be 0 or more"),
+        ({"seed": -1}, "seed must be 0 or more"),
         ({"likelihood": "poisson"}, "choose one of bernoulli, gaussian, calibrated"),
     ],
 )

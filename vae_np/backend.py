@@ -29,7 +29,7 @@ def _load(name):
     return cupy
 
 
-NAME = os.environ.get("VAE_BACKEND", "numpy")
+NAME = os.environ.get("VAE_BACKEND") or "numpy"
 xp = _load(NAME)
 
 

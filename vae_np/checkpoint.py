@@ -5,7 +5,6 @@ settings, training settings, step, random state, history, and what data it was t
 """
 
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,9 @@ from vae_np.files import replacing
 from vae_np.vae import VAE
 
 FORMAT_VERSION = 1
+# What a checkpoint of training holds; `load_model` refuses one without.
+ARRAYS = ("values", "m", "v", "progress")
+INFO = ("model", "training", "likelihood", "step", "random_state", "history", "data")
 
 
 def save(path, arrays, info):
@@ -36,7 +38,7 @@ def load(path):
             arrays = {name: members[name] for name in members.files}
         info = json.loads(str(arrays.pop("info")))
         version = info["format_version"]
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile, NumPy and json have many exceptions of their own for a damaged file
         raise CheckpointError(f"{path} is damaged or no checkpoint ({error})") from None
     if version != FORMAT_VERSION:
         raise CheckpointError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}")
@@ -49,11 +51,16 @@ def load_model(path):
     Raises CheckpointError as `load` does, and if the checkpoint is not that of a VAE.
     """
     arrays, info = load(path)
+    missing = [name for name in ARRAYS if name not in arrays] + [name for name in INFO if name not in info]
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}; it is no checkpoint of training")
     try:
         model = VAE(**info["model"])
         if arrays["values"].shape != model.values.shape:
             raise ValueError(f"{arrays['values'].size} parameters where {model.values.size} were expected")
+        if not np.isfinite(arrays["values"]).all():
+            raise ValueError("some parameters are not finite")
         model.values[...] = to_device(arrays["values"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not hold a model of this program ({error})") from None
     return model, arrays, info

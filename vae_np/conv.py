@@ -27,7 +27,10 @@ class Workspace:
         self.arrays = {}
 
     def get(self, name, shape, dtype):
-        """An array of this shape and dtype, with whatever it last held, or zeros where it is new."""
+        """An array of this shape and dtype, with whatever it last held, or zeros where it is new.
+
+        unfold relies on the zeros of a border that it never writes to: one workspace serves one padding.
+        """
         array = self.arrays.get(name)
         if array is None or array.shape != shape or array.dtype != dtype:
             array = self.arrays[name] = xp.zeros(shape, dtype)
@@ -45,9 +48,12 @@ def unfold(x, kernel_size, stride, padding, workspace):
     oh, ow = conv_size(h, k, stride, padding), conv_size(w, k, stride, padding)
     padded = workspace.get("padded", (n, h + 2 * padding, w + 2 * padding, c), x.dtype)
     padded[:, padding : padding + h, padding : padding + w] = x  # the border keeps its zeros
-    windows = xp.lib.stride_tricks.sliding_window_view(padded, (k, k), axis=(1, 2))[:, ::stride, ::stride]
-    patches = workspace.get("patches", (n, oh, ow, k, k, c), x.dtype)
-    patches[...] = windows.transpose(0, 1, 2, 4, 5, 3)
+    # A view in which every patch has axes of its own: a step from patch to patch is `stride` pixels, inside one is one.
+    image, row, column, channel = padded.strides
+    shape = (n, oh, ow, k, k, c)
+    strides = (image, stride * row, stride * column, row, column, channel)
+    patches = workspace.get("patches", shape, x.dtype)
+    patches[...] = xp.lib.stride_tricks.as_strided(padded, shape, strides)
     return patches.reshape(n * oh * ow, k * k * c)
 
 

@@ -27,6 +27,7 @@ class Dataset:
     images      uint8 memmap (N, S, S, 3)
     attributes  bool memmap (N, A), its columns named by attribute_names
     splits      {"train": slice, "validation": slice, "test": slice}; a split may be empty
+    fingerprint the checksum of the pixels: two datasets with the same one train alike
     info        everything that dataset.json says
 
     Raises DatasetError if the folder has no dataset, or one whose files do not fit its dataset.json.
@@ -37,12 +38,7 @@ class Dataset:
         self.info = self._read_info()
         self.images = self._load("images")
         self.attributes = self._load("attributes")
-        self.attribute_names = self.info["attribute_names"]
-        self.image_size = self.info["size"]
-        counts = [self.info["splits"][name] for name in SPLITS]
-        ends = np.cumsum([0, *counts]).tolist()
-        self.splits = {name: slice(ends[i], ends[i + 1]) for i, name in enumerate(SPLITS)}
-        self._check_shapes(ends[-1])
+        self._check_shapes()
 
     def _read_info(self):
         path = self.folder / "dataset.json"
@@ -52,12 +48,28 @@ class Dataset:
         try:
             info = json.loads(path.read_text(encoding="utf-8"))
             version = info["format_version"]
+            if version == FORMAT_VERSION:
+                self._use(info)
         except (ValueError, KeyError, TypeError) as error:
             raise DatasetError(f"{path} is damaged ({error!r}); prepare the dataset again") from None
         if version != FORMAT_VERSION:
             raise DatasetError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}; "
                                "prepare the dataset again")
         return info
+
+    def _use(self, info):
+        # Whatever later code relies on is looked up here, so that a damaged dataset.json shows at once.
+        self.attribute_names = list(info["attribute_names"])
+        self.image_size = info["size"]
+        self.fingerprint = info["checksums"]["images.npy"]
+        # What a checkpoint remembers of the data that it was trained on.
+        self.description = {"folder": str(self.folder.resolve()), "fingerprint": self.fingerprint,
+                            "source": info["source"], "size": self.image_size, "crop": info["crop"]}  # fmt: skip
+        counts = [info["splits"][name] for name in SPLITS]
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            raise ValueError(f"splits of {counts} images")
+        ends = np.cumsum([0, *counts]).tolist()
+        self.splits = {name: slice(ends[i], ends[i + 1]) for i, name in enumerate(SPLITS)}
 
     def _load(self, name):
         path = self.folder / f"{name}.npy"
@@ -66,8 +78,8 @@ class Dataset:
         except (OSError, ValueError) as error:
             raise DatasetError(f"{path} is missing or damaged ({error}); prepare the dataset again") from None
 
-    def _check_shapes(self, count):
-        size = self.image_size
+    def _check_shapes(self):
+        size, count = self.image_size, self.splits[SPLITS[-1]].stop
         for array, shape, dtype, name in (
             (self.images, (count, size, size, 3), np.uint8, "images.npy"),
             (self.attributes, (count, len(self.attribute_names)), np.bool_, "attributes.npy"),
@@ -83,17 +95,6 @@ class Dataset:
         counts = ", ".join(f"{part.stop - part.start:,} {name}" for name, part in self.splits.items())
         size = self.image_size
         return f"Dataset({self.info['source']}, {size}x{size}, crop {self.info['crop']}: {counts})"
-
-    @property
-    def fingerprint(self):
-        """The checksum of the pixels that dataset.json records: two datasets with the same one train alike."""
-        return self.info["checksums"]["images.npy"]
-
-    @property
-    def description(self):
-        """What a checkpoint remembers of the data that it was trained on."""
-        facts = {key: self.info[key] for key in ("source", "size", "crop")}
-        return {"folder": str(self.folder), "fingerprint": self.fingerprint, **facts}
 
     def split(self, name, limit=None):
         """The uint8 images of a split, at most the first `limit`, as a view of the memmap."""

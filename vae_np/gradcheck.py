@@ -6,7 +6,7 @@ kinks such as LeakyReLU's at 0. A right gradient then agrees to about 1e-9, a wr
 
 import numpy as np
 
-from vae_np.backend import to_cpu
+from vae_np.backend import to_cpu, to_device, xp
 
 
 def relative_error(a, b):
@@ -38,7 +38,7 @@ def check_layer(layer, x, rng):
     The loss is <dy, layer.forward(x)> for a random dy, whose gradient with respect to the output is dy.
     """
     y = layer.forward(x)
-    dy = rng.standard_normal(y.shape)
+    dy = to_device(rng.standard_normal(y.shape))
     dx = layer.backward(dy).copy()
     analytic = {"input": dx} | {parameter.name: parameter.grad.copy() for parameter in layer.parameters}
     arrays = {"input": x} | {parameter.name: parameter.value for parameter in layer.parameters}
@@ -56,11 +56,11 @@ def check_direction(f, values, gradient, rng, h=1e-5):
     relative error; values is put back.
     """
     u = rng.standard_normal(values.shape)
-    u /= np.linalg.norm(u)
+    u = to_device(u / np.linalg.norm(u))
     start = values.copy()
     values[...] = start + h * u
     above = float(f())
     values[...] = start - h * u
     below = float(f())
     values[...] = start
-    return relative_error((above - below) / (2 * h), np.vdot(gradient, u))
+    return relative_error((above - below) / (2 * h), float(xp.vdot(gradient, u)))

@@ -25,8 +25,8 @@ class Bernoulli:
         recon     = 1/N sum [softplus(l) - x l],  softplus(l) = log(1 + e^l) = max(l, 0) + log(1 + e^-|l|)
         d recon   = 1/N (sigmoid(l) - x),         sigmoid(l) = exp(l - softplus(l))
 
-    Both are stable for any logit. For x strictly between 0 and 1 this is not the density of a real number (Loaiza-Ganem
-    and Cunningham 2019); it is the loss with which most VAEs of faces are trained (Kingma and Welling 2014).
+    Both are stable for any logit. Kingma and Welling (2014) use it for black and white pixels. For x strictly between 0
+    and 1 it is not the density of a real number (Loaiza-Ganem and Cunningham 2019), but a common loss all the same.
     """
 
     name = "bernoulli"

@@ -63,12 +63,13 @@ def evaluate(workers, images, likelihood, seed=0):
 
     def work(worker, shard):
         model = workers.replicas[worker]
-        x = to_float(images[shard])
-        logits, mu, log_var = model.forward(to_device(x), to_device(eps[shard]))
-        recon, _ = likelihood(logits, to_device(x), batch_size=len(images))
+        on_host = to_float(images[shard])
+        x = to_device(on_host)
+        logits, mu, log_var = model.forward(x, to_device(eps[shard]))
+        recon, _ = likelihood(logits, x, batch_size=len(images))
         kl, _, _ = kl_divergence(mu, log_var, batch_size=len(images))
         through_mu = to_cpu(sigmoid(model.decoder.forward(mu)))
-        return float(recon), float(kl), psnr(x, through_mu).sum() / len(images)
+        return float(recon), float(kl), psnr(on_host, through_mu).sum() / len(images)
 
     recon, kl, psnrs = zip(*workers.map(work, len(images)), strict=True)
     return {"recon": sum(recon), "kl": sum(kl), "psnr": float(sum(psnrs))}
@@ -104,7 +105,8 @@ class PrincipalComponents:
         self.mean = self.mean.astype(np.float32)
         for _ in tqdm(range(iterations), desc="principal components", leave=False):
             basis, _ = np.linalg.qr(basis)
-            basis = sum((rows - self.mean).T @ ((rows - self.mean) @ basis) for rows in self._rows(images))
+            centred = (rows - self.mean for rows in self._rows(images))
+            basis = sum(rows.T @ (rows @ basis) for rows in centred)
         directions, strengths, _ = np.linalg.svd(basis, full_matrices=False)
         self.components = np.ascontiguousarray(directions[:, :count].T)
         self.variances = strengths[:count] / len(images)

@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
+
 from vae_np.backend import xp
 
 # Numbers updated at a time, so that the five arrays of a block stay in cache between the operations on them.
-BLOCK = 1 << 15 if xp.__name__ == "numpy" else 1 << 40
+BLOCK = 1 << 15 if xp is np else 1 << 40
 
 
 class Adam:
@@ -42,24 +44,32 @@ class Adam:
 
 
 def clip_gradient(grads, max_norm):
-    """Scale the flat gradient in place so that its norm is at most max_norm; return the norm that it had."""
+    """Scale the flat gradient in place so that its norm is at most max_norm; return the norm that it had.
+
+    A gradient that is not finite stays as it is: the caller sees its norm and stops.
+    """
     norm = math.sqrt(float(xp.vdot(grads, grads)))
-    if norm > max_norm:
+    if max_norm < norm < math.inf:
         grads *= max_norm / norm
     return norm
 
 
 def learning_rate_at(step, total_steps, peak, warmup_steps=0, final=0.0):
-    """Linear warm-up from 0 to peak, then half a cosine down to final * peak (Loshchilov and Hutter 2017).
+    """Linear warm-up to peak, then half a cosine down to final * peak (Loshchilov and Hutter 2017).
 
-    step counts from 0 and the last one is total_steps - 1; final = 1 keeps the rate constant after the warm-up.
+    step counts from 0 and the last one is total_steps - 1; final = 1 keeps the rate constant after the warm-up, which
+    takes at most a tenth of all steps.
     """
+    warmup_steps = min(warmup_steps, total_steps // 10)
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps - 1)
     return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
 def beta_at(step, beta, warmup_steps=0):
-    """The weight of the KL divergence: linear from 0 to beta over warmup_steps (Bowman et al. 2016), then constant."""
+    """The weight of the KL divergence: linear from 0 to beta over warmup_steps, then constant.
+
+    Bowman et al. 2016 found that a KL term at full weight from the start lets the encoder give up.
+    """
     return beta * min(1.0, step / warmup_steps) if warmup_steps else beta

@@ -7,7 +7,7 @@ one product on all cores; BLAS is held to one thread meanwhile, since its own th
 """
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -17,31 +17,40 @@ from vae_np.losses import CalibratedGaussian, squared_error
 
 # Images that one worker handles at a time, at the most. A GPU wants large batches, a core's cache small ones.
 SHARD_SIZE = 16 if xp is np else 512
+# Each worker holds gradients of its own, and many of them would get shards too small to be worth it.
+MAX_THREADS = 16
+
+
+def available_cores():
+    """How many cores this process may use, at most MAX_THREADS."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MAX_THREADS)
 
 
 class Workers:
     """Threads that share a model's parameters; each has gradients and caches of its own, in its replica of the model.
 
-    threads: how many; by default one for each core, and always one on a GPU. A shard always goes to the same worker and
-    sums are taken in a fixed order: results are the same bits every time for the same number of threads.
+    threads: how many; by default one for each available core, and always one on a GPU. A shard always goes to the same
+    worker and sums are taken in a fixed order: the same number of threads gives the same bits every time.
     """
 
     def __init__(self, model, threads=None):
         self.model = model
-        self.threads = 1 if xp is not np else threads or os.cpu_count()
+        self.threads = 1 if xp is not np else threads or available_cores()
         self.replicas = [model.replica() for _ in range(self.threads)]
         self.sums = [xp.empty_like(model.grads) for _ in range(self.threads)]
         self.pool = ThreadPoolExecutor(self.threads)
         self.blas = ThreadpoolController()
 
     def shard_size(self, count):
-        """Images in a shard of a batch of `count`: small enough for a core's cache, and for every worker to get one."""
+        """Images in a shard of a batch of `count`: few enough for a core's cache and for all workers to have work."""
         return min(SHARD_SIZE, -(-count // self.threads))
 
     def map(self, function, count):
         """Split range(count) into shards and return [function(worker, shard), ...], a result for each shard, in order.
 
-        worker is the number of the thread that runs it, shard a slice. An exception in a worker is raised here.
+        worker is the number of the thread that runs it, shard a slice. An exception in a worker is raised here, once
+        no worker is at work any more.
         """
         size = self.shard_size(count)
         shards = [slice(start, min(start + size, count)) for start in range(0, count, size)]
@@ -52,7 +61,10 @@ class Workers:
                 results[i] = function(worker, shards[i])
 
         with self.blas.limit(limits=1, user_api="blas"):
-            list(self.pool.map(work, range(self.threads)))
+            futures = [self.pool.submit(work, worker) for worker in range(self.threads)]
+            wait(futures)
+        for future in futures:
+            future.result()  # raises what the worker raised
         return results
 
     def loss_and_gradient(self, x, eps, likelihood, beta=1.0):

@@ -13,6 +13,7 @@ from vae_np.backend import to_cpu, to_device
 from vae_np.data import batches, to_float
 from vae_np.errors import CheckpointError, DatasetError, InputError, TrainingError
 from vae_np.files import replacing
+from vae_np.images import to_uint8
 from vae_np.losses import LIKELIHOODS
 from vae_np.metrics import evaluate
 from vae_np.optim import Adam, beta_at, clip_gradient, learning_rate_at
@@ -33,7 +34,9 @@ class Settings:
     beta: float = 1.0
     beta_warmup_epochs: float = 1.0
     likelihood: str = "bernoulli"
-    max_gradient_norm: float = 5000.0
+    # A seat belt: Adam does not mind the scale of the gradient, so only an explosion is cut short. At 64x64, norms of
+    # 500 to 5,000 are usual for the Bernoulli likelihood, 20,000 for the Gaussian.
+    max_gradient_norm: float = 1e5
     seed: int = 0
     limit: int | None = None  # use the first `limit` training images only
 
@@ -41,12 +44,16 @@ class Settings:
         if self.likelihood not in LIKELIHOODS:
             raise InputError(f"likelihood {self.likelihood!r} is unknown; choose one of {', '.join(LIKELIHOODS)}")
         for name in ("epochs", "batch_size", "learning_rate", "max_gradient_norm"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be above 0, not {getattr(self, name)}")
-        if not (self.beta >= 0 and math.isfinite(self.beta)):
-            raise InputError(f"beta must be 0 or more, not {self.beta}")
-        if self.limit is not None and self.limit < 1:
-            raise InputError(f"limit must be at least 1, not {self.limit}")
+            self._require(name, lambda value: value > 0, "above 0")
+        for name in ("final_learning_rate", "warmup_steps", "beta", "beta_warmup_epochs", "seed"):
+            self._require(name, lambda value: value >= 0, "0 or more")
+        if self.limit is not None:
+            self._require("limit", lambda value: value >= 1, "at least 1")
+
+    def _require(self, name, holds, words):
+        value = getattr(self, name)
+        if not (math.isfinite(value) and holds(value)):
+            raise InputError(f"{name} must be {words}, not {value}")
 
 
 class Trainer:
@@ -97,12 +104,15 @@ class Trainer:
         recon, kl = self.workers.loss_and_gradient(to_device(x), to_device(eps), self.likelihood, beta)
         recon, kl = float(recon), float(kl)
         norm = clip_gradient(self.model.grads, self.settings.max_gradient_norm)
-        for name, value in (("reconstruction", recon), ("KL", kl), ("gradient", norm)):
+        self._check_finite({"reconstruction": recon, "KL": kl, "gradient": norm})
+        self.adam.update(rate)
+        return recon + beta * kl, recon, kl
+
+    def _check_finite(self, terms):
+        for name, value in terms.items():
             if not math.isfinite(value):
                 raise TrainingError(f"epoch {self.epoch + 1}, step {self.adam.step + 1}: the {name} is {value}; the "
                                     "last checkpoint is as it was; try a lower learning rate")
-        self.adam.update(rate)
-        return recon + beta * kl, recon, kl
 
     def train_epoch(self):
         """Go once through the training images in a new random order; append a row to the history and return it."""
@@ -128,6 +138,9 @@ class Trainer:
         loss, recon, kl = means.tolist()
         _, beta = self.schedules(self.adam.step - 1)
         held_out = evaluate(self.workers, self.validation_images, self.likelihood)
+        # The last step of an epoch can break a model, too, and a broken model must not be saved.
+        self._check_finite({f"validation {name}": value for name, value in held_out.items()})
+        # val_loss weighs KL by the beta that the epoch ended with; while beta rises, `loss` averages over smaller ones.
         return {
             "epoch": self.epoch + 1, "loss": loss, "recon": recon, "kl": kl, "beta": beta,
             "val_loss": held_out["recon"] + beta * held_out["kl"], "val_recon": held_out["recon"],
@@ -138,7 +151,7 @@ class Trainer:
         """The same held-out faces reconstructed and the same noise decoded, every time: uint8 (2 * LOOK, H, W, 3)."""
         z = np.random.default_rng(0).standard_normal((LOOK, self.model.latent_dim), dtype=self.model.dtype)
         faces = self.model.reconstruct(to_float(self.validation_images[:LOOK]))
-        return np.rint(255 * np.concatenate([faces, self.model.decode(z)])).astype(np.uint8)
+        return to_uint8(np.concatenate([faces, self.model.decode(z)]))
 
     def save(self, path):
         """Write a checkpoint from which `resume` goes on as if nothing had happened."""

@@ -52,7 +52,7 @@ class VAE:
         """Images x (N, H, W, 3) in [0, 1] and noise eps (N, Z) from N(0, 1) -> (logits, mu, log_var).
 
         Noise is an argument, never drawn here: backward must use the very noise that forward used.
-        Raises InputError for images or noise of another shape, dtype or range.
+        Raises InputError for images of another shape, dtype or range, and for noise of another shape or dtype.
         """
         self._check_images(x)
         self._check_codes(eps, "noise", rows=len(x))
