@@ -14,6 +14,7 @@ from threadpoolctl import ThreadpoolController
 
 from vae_np.backend import xp
 from vae_np.losses import CalibratedGaussian, squared_error
+from vae_np.optim import blocks
 
 # Images that one worker handles at a time, at the most. A GPU wants large batches, a core's cache small ones.
 SHARD_SIZE = 16 if xp is np else 512
@@ -84,9 +85,13 @@ class Workers:
 
         terms = self.map(work, len(x))
         busy = self.sums[: len(terms)]  # a batch of few shards leaves some workers without one
-        self.model.grads[...] = busy[0]
-        for total in busy[1:]:
-            self.model.grads += total
+
+        def add_up(block):
+            self.model.grads[block] = busy[0][block]
+            for total in busy[1:]:
+                self.model.grads[block] += total[block]
+
+        list(self.pool.map(add_up, blocks(self.model.grads.size)))
         return tuple(sum(term) for term in zip(*terms, strict=True))
 
     def _calibrate(self, likelihood, x, eps):

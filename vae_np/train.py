@@ -105,7 +105,7 @@ class Trainer:
         recon, kl = float(recon), float(kl)
         norm = clip_gradient(self.model.grads, self.settings.max_gradient_norm)
         self._check_finite({"reconstruction": recon, "KL": kl, "gradient": norm})
-        self.adam.update(rate)
+        self.adam.update(rate, self.workers.pool.map)
         return recon + beta * kl, recon, kl
 
     def _check_finite(self, terms):
