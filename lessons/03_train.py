@@ -131,8 +131,9 @@ print(f"{checkpoint_path}, and beside it history.csv, losses.png, progress.png\n
       f"next: python lessons/04_reconstruct.py --checkpoint {checkpoint_path}")
 
 # %% What you should see
-# The reconstruction falls quickly, then slowly; KL rises while the encoder learns to say more about a face (warm-up of
-# beta makes it overshoot in the first epoch). Training and validation stay close: the model does not memorise.
+# The reconstruction falls quickly, then slowly. KL shoots up in the first epoch, while beta is small and a code costs
+# little, and then settles: each nat must now save at least one nat of reconstruction. Training and validation stay
+# close: the model does not memorise.
 # progress.png shows faces out of fog: first the mean face, then hair and background, then expressions.
 #
 # Exercises
