@@ -184,7 +184,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(ramps, norm):
 def test_a_model_that_breaks_in_the_last_step_of_an_epoch_is_not_recorded(ramps):
     trainer = trainer_for(ramps, batch_size=24)
     update = trainer.adam.update
-    trainer.adam.update = lambda rate, run: update(rate, run) or trainer.model.values.fill(np.nan)
+    trainer.adam.update = lambda rate: update(rate) or trainer.model.values.fill(np.nan)
     with pytest.raises(TrainingError, match="the validation recon is nan"):
         trainer.train_epoch()
     assert trainer.history == []
@@ -194,7 +194,7 @@ def test_a_model_that_breaks_in_the_last_step_of_an_epoch_is_not_recorded(ramps)
 def test_an_exploding_gradient_is_clipped(ramps):
     trainer = trainer_for(ramps, max_gradient_norm=1e-3)
     seen = []
-    trainer.adam.update = lambda rate, run: seen.append(float(np.linalg.norm(to_cpu(trainer.model.grads))))
+    trainer.adam.update = lambda rate: seen.append(float(np.linalg.norm(to_cpu(trainer.model.grads))))
     trainer.train_step(to_float(ramps.split("train")[:8]))
     assert seen == [pytest.approx(1e-3, rel=1e-4)]
 
@@ -215,7 +215,7 @@ def test_limit_takes_the_first_training_images(ramps):
 def test_schedules_reach_the_optimizer(ramps, monkeypatch):
     rates, betas = [], []
     trainer = trainer_for(ramps, epochs=10, learning_rate=0.01, beta=2.0, beta_warmup_epochs=1)
-    monkeypatch.setattr(trainer.adam, "update", lambda rate, run: rates.append(rate))
+    monkeypatch.setattr(trainer.adam, "update", lambda rate: rates.append(rate))
     monkeypatch.setattr(trainer.workers, "loss_and_gradient", lambda *args: betas.append(args[3]) or (1.0, 1.0))
     for step in range(6):  # three steps an epoch
         trainer.adam.step = step

@@ -7,12 +7,7 @@ import numpy as np
 from vae_np.backend import xp
 
 # Numbers updated at a time, so that the arrays of a block stay in cache between the operations on them.
-BLOCK = 1 << 15 if xp is np else 1 << 40
-
-
-def blocks(size):
-    """Slices that cut a flat array of this size into blocks."""
-    return [slice(start, start + BLOCK) for start in range(0, size, BLOCK)]
+BLOCK = 1 << 14 if xp is np else 1 << 40
 
 
 class Adam:
@@ -32,19 +27,28 @@ class Adam:
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         self.step = 0
 
-    def update(self, learning_rate, run=map):
-        """Take one step against the gradient. run is `map`, or the map of an executor that runs blocks in parallel."""
+    def update(self, learning_rate):
+        """Take one step against the gradient."""
         self.step += 1
-        m_correction = 1 - self.beta1**self.step
-        v_correction = 1 - self.beta2**self.step
-
-        def update_block(block):
-            m, v, g = self.m[block], self.v[block], self.grads[block]
-            m += (1 - self.beta1) * (g - m)
-            v += (1 - self.beta2) * (g * g - v)
-            self.values[block] -= (learning_rate / m_correction) * m / (xp.sqrt(v / v_correction) + self.epsilon)
-
-        list(run(update_block, blocks(self.values.size)))
+        m_scale = learning_rate / (1 - self.beta1**self.step)
+        v_scale = 1 / math.sqrt(1 - self.beta2**self.step)
+        scratch = xp.empty_like(self.values[:BLOCK])
+        for start in range(0, self.values.size, BLOCK):
+            m, v, g, values = (array[start : start + BLOCK] for array in (self.m, self.v, self.grads, self.values))
+            t = scratch[: g.size]
+            xp.subtract(g, m, out=t)
+            t *= 1 - self.beta1
+            m += t
+            xp.multiply(g, g, out=t)
+            t -= v
+            t *= 1 - self.beta2
+            v += t
+            xp.sqrt(v, out=t)
+            t *= v_scale
+            t += self.epsilon
+            xp.divide(m, t, out=t)
+            t *= m_scale
+            values -= t
 
     def __repr__(self):
         return f"Adam(beta1={self.beta1}, beta2={self.beta2}, epsilon={self.epsilon}, step={self.step})"

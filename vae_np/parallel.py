@@ -14,7 +14,6 @@ from threadpoolctl import ThreadpoolController
 
 from vae_np.backend import xp
 from vae_np.losses import CalibratedGaussian, squared_error
-from vae_np.optim import blocks
 
 # Images that one worker handles at a time, at the most. A GPU wants large batches, a core's cache small ones.
 SHARD_SIZE = 16 if xp is np else 512
@@ -43,6 +42,14 @@ class Workers:
         self.pool = ThreadPoolExecutor(self.threads)
         self.blas = ThreadpoolController()
 
+    def one_blas_thread(self):
+        """A context in which BLAS keeps to the thread that calls it.
+
+        `map` needs it, and so does what a training loop does between two calls of `map`: BLAS's own threads, once they
+        have helped with anything, spin for a while on the cores that the workers need (a quarter of the speed).
+        """
+        return self.blas.limit(limits=1, user_api="blas")
+
     def shard_size(self, count):
         """Images in a shard of a batch of `count`: few enough for a core's cache and for all workers to have work."""
         return min(SHARD_SIZE, -(-count // self.threads))
@@ -61,7 +68,7 @@ class Workers:
             for i in range(worker, len(shards), self.threads):
                 results[i] = function(worker, shards[i])
 
-        with self.blas.limit(limits=1, user_api="blas"):
+        with self.one_blas_thread():
             futures = [self.pool.submit(work, worker) for worker in range(self.threads)]
             wait(futures)
         for future in futures:
@@ -85,13 +92,9 @@ class Workers:
 
         terms = self.map(work, len(x))
         busy = self.sums[: len(terms)]  # a batch of few shards leaves some workers without one
-
-        def add_up(block):
-            self.model.grads[block] = busy[0][block]
-            for total in busy[1:]:
-                self.model.grads[block] += total[block]
-
-        list(self.pool.map(add_up, blocks(self.model.grads.size)))
+        self.model.grads[...] = busy[0]
+        for total in busy[1:]:
+            self.model.grads += total
         return tuple(sum(term) for term in zip(*terms, strict=True))
 
     def _calibrate(self, likelihood, x, eps):

@@ -105,7 +105,7 @@ class Trainer:
         recon, kl = float(recon), float(kl)
         norm = clip_gradient(self.model.grads, self.settings.max_gradient_norm)
         self._check_finite({"reconstruction": recon, "KL": kl, "gradient": norm})
-        self.adam.update(rate, self.workers.pool.map)
+        self.adam.update(rate)
         return recon + beta * kl, recon, kl
 
     def _check_finite(self, terms):
@@ -119,7 +119,8 @@ class Trainer:
         start = time.perf_counter()
         order = self.rng.permutation(len(self.images))
         totals, variance, epochs = np.zeros(3), 0.0, self.settings.epochs
-        with tqdm(total=len(order), desc=f"epoch {self.epoch + 1}/{epochs}", unit="img", leave=False) as bar:
+        bar = tqdm(total=len(order), desc=f"epoch {self.epoch + 1}/{epochs}", unit="img", leave=False)
+        with bar, self.workers.one_blas_thread():
             for x in batches(self.images, self.settings.batch_size, order):
                 terms = self.train_step(x)
                 totals += np.multiply(terms, len(x))
