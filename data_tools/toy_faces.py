@@ -262,9 +262,9 @@ ATTRIBUTE_NAMES = tuple(attributes_of(face_factors(0, 0)))
 
 
 def split_counts(count):
-    """How many of `count` images go to train, validation and test: 5, 1 and 2 of eight, in this order."""
+    """How many of `count` images go to train, validation and test: 4, 1 and 3 of eight, in this order."""
     eighth = max(1, round(count / 8))
-    return dict(zip(SPLITS, (count - 3 * eighth, eighth, 2 * eighth), strict=True))
+    return dict(zip(SPLITS, (count - 4 * eighth, eighth, 3 * eighth), strict=True))
 
 
 def file_name(index):
@@ -368,7 +368,7 @@ def parse_arguments(arguments):
     parser.add_argument("--out", metavar="DIR", help="the folder to make, a prepared dataset")
     parser.add_argument("--celeba-zip", metavar="FILE", help="the archive to make, of photos in CelebA's layout")
     parser.add_argument("--count", metavar="N", type=number_in(range(10, 1_000_000)), default=8000,
-                        help="number of faces, 10 or more; of eight, one is for validation, two to test (default 8000)")
+                        help="number of faces; of eight, one is for validation, three are for testing (default 8000)")
     parser.add_argument("--size", type=number_in(SIZES), default=64,
                         help="width and height of the images in DIR, in pixels (default 64)")
     parser.add_argument("--seed", metavar="N", type=number_in(range(2**32)), default=0,

@@ -268,8 +268,8 @@ def test_the_dataset(made):
     folder, printed = made
     assert sorted(os.listdir(folder)) == ["celeba.zip", "toy"]
     data = Dataset(folder / "toy")
-    assert data.splits == {"train": slice(0, 6), "validation": slice(6, 8), "test": slice(8, 12)}
-    assert "train              6 images\n" in printed
+    assert data.splits == {"train": slice(0, 4), "validation": slice(4, 6), "test": slice(6, 12)}
+    assert "train              4 images\n" in printed
     faces = [face_factors(SEED, index) for index in range(12)]
     np.testing.assert_array_equal(data.images, [draw_face(factors, 32) for factors in faces])
     np.testing.assert_array_equal(data.attributes, [list(attributes_of(factors).values()) for factors in faces])
@@ -290,7 +290,7 @@ def test_the_archive_is_read_as_celebas(made):
     for index, name in enumerate(names):
         has = attributes_of(face_factors(SEED, index))
         assert list(rows[name]) == [has.get(attribute, False) for attribute in CELEBA_ATTRIBUTES]
-    splits = [0] * 6 + [1] * 2 + [2] * 4
+    splits = [0] * 4 + [1] * 2 + [2] * 6
     assert celeba_source.read_partition(download.partition_list) == dict(zip(names, splits, strict=True))
     image = Image.open(io.BytesIO(download.images["000003.jpg"].read()))
     assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (178, 218))
@@ -317,7 +317,7 @@ def test_the_middle_of_a_photo_is_the_face_that_models_see():
     assert draw_photos(4, 5, SEED)[0][1] == attributes_of(factors)
 
 
-@pytest.mark.parametrize(("count", "expected"), [(10, (7, 1, 2)), (14, (8, 2, 4)), (8000, (5000, 1000, 2000))])
+@pytest.mark.parametrize(("count", "expected"), [(10, (6, 1, 3)), (14, (6, 2, 6)), (8000, (4000, 1000, 3000))])
 def test_splits(count, expected):
     assert tuple(split_counts(count).values()) == expected
 
