@@ -6,8 +6,9 @@ lesson 4 measures the variational autoencoder against it.
 """
 
 # %% Settings
-import numpy as np
 from common import POSITIVE, add_data, command_line, open_dataset, parse, require, spread
+
+import numpy as np
 
 from vae_np import images as pictures
 from vae_np.data import SPLITS, to_float
@@ -59,8 +60,8 @@ pictures.save(args.out / "faces.png", pictures.labelled_rows(rows))
 
 # %% The mean face, and where faces differ
 # Averaging many faces pixel by pixel gives a face again, because the photographs are aligned: eyes lie on eyes. The
-# standard deviation says where faces differ; hair and background are brightest, the nose is dark. A sample of the
-# images will do, spread evenly over the split.
+# standard deviation says where faces differ: most around the head, where one has hair and another background, and in
+# the eyes. A sample of the images will do, spread evenly over the split.
 sample = to_float(train[spread(4000, len(train))])
 mean, deviation = sample.mean(axis=0), sample.std(axis=0)
 sheet = pictures.grid(np.stack([mean, deviation / deviation.max()]), 2)

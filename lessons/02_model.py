@@ -5,8 +5,9 @@ backwards, how to find out whether a handwritten gradient is right, and what the
 """
 
 # %% Settings
-import numpy as np
 from common import POSITIVE, command_line, parse
+
+import numpy as np
 
 from data_tools.toy_faces import draw_face, face_factors
 from vae_np import VAE
@@ -20,8 +21,8 @@ from vae_np.losses import Bernoulli, CalibratedGaussian, Gaussian, kl_divergence
 
 parser = command_line(__doc__, "runs/02_model")
 parser.add_argument("--image-size", type=POSITIVE, default=64, help="of the model in the last table")
-parser.add_argument("--channels", type=POSITIVE, nargs="+", default=[32, 64, 128, 256])
-parser.add_argument("--latent-dim", type=POSITIVE, default=128)
+parser.add_argument("--channels", type=POSITIVE, nargs="+", default=[32, 64, 128, 256], help="of its convolutions")
+parser.add_argument("--latent-dim", type=POSITIVE, default=128, help="of its code")
 args = parse(parser)
 model = VAE(args.image_size, tuple(args.channels), args.latent_dim)  # of the last table
 rng = np.random.default_rng(0)
@@ -169,7 +170,7 @@ assert worst < 1e-6, "a gradient is wrong"
 # %% The whole model
 # Each convolution halves height and width. Multiplications are what training costs; a dense layer has many weights but
 # uses each once, a convolution uses its few weights at every place.
-print(f"\n{model}\n{'layer':52s} {'output':>16s} {'parameters':>11s} {'multiplications':>16s}")
+print(f"\n{model}\n{'layer':62s} {'output':>16s} {'parameters':>11s} {'multiplications':>16s}")
 h = to_device(rng.random((1, args.image_size, args.image_size, 3), dtype=np.float32))
 for part, network in (("encoder", model.encoder), ("decoder", model.decoder)):
     if part == "decoder":
@@ -180,7 +181,7 @@ for part, network in (("encoder", model.encoder), ("decoder", model.decoder)):
         positions = h.shape[1] * h.shape[2] if isinstance(layer, Conv2d) else positions
         parameters = sum(parameter.value.size for parameter in layer.parameters)
         products = layer.weight.value.size * positions if parameters else 0
-        print(f"{part} {layer!r:44s} {h.shape[1:]!s:>16s} {parameters:11,d} {products:16,d}")
+        print(f"{part} {layer!r:54s} {h.shape[1:]!s:>16s} {parameters:11,d} {products:16,d}")
 
 # %% What you should see
 # Differences of 1e-15 or so, the rounding of float64; relative errors of 1e-8 or less. In the last table the six

@@ -9,8 +9,19 @@ import math
 import time
 from dataclasses import asdict, fields
 
+from common import (
+    POSITIVE,
+    SEED,
+    add_data,
+    command_line,
+    if_interrupted,
+    open_dataset,
+    parse,
+    resumed_arguments,
+    set_aside,
+)
+
 import numpy as np
-from common import POSITIVE, SEED, add_data, command_line, open_dataset, parse, resumed_arguments, set_aside
 
 from data_tools.command import not_negative, positive
 from vae_np import VAE
@@ -117,6 +128,8 @@ while trainer.epoch < settings.epochs:
     if trainer.epoch == 1:
         set_aside(checkpoint_path)
     trainer.save(checkpoint_path)
+    if_interrupted[:] = [f"{checkpoint_path} holds epoch {trainer.epoch}; go on with: "
+                         f"python lessons/03_train.py --resume --out {args.out}"]
     write_history(args.out / "history.csv", trainer.history)
     pictures.plot_losses(args.out / "losses.png", trainer.history)
     rows = [("held out | new", np.concatenate([faces, np.ones_like(faces)]))]
@@ -131,10 +144,10 @@ print(f"{checkpoint_path}, and beside it history.csv, losses.png, progress.png\n
       f"next: python lessons/04_reconstruct.py --checkpoint {checkpoint_path}")
 
 # %% What you should see
-# The reconstruction falls quickly, then slowly. KL shoots up in the first epoch, while beta is small and a code costs
-# little, and then settles: each nat must now save at least one nat of reconstruction. Training and validation stay
-# close: the model does not memorise.
-# progress.png shows faces out of fog: first the mean face, then hair and background, then expressions.
+# The reconstruction falls quickly, then slowly. KL shoots up within the first epoch (watch the progress bar), while
+# beta is small and a code costs little, and falls from epoch to epoch until it settles: each nat must now save at least
+# one nat of reconstruction. Training and validation stay close: the model does not memorise. progress.png shows faces
+# out of fog: first the mean face, then hair and background, then expressions.
 #
 # Exercises
 # 1. Train with --beta 4 and with --beta 0.25: what happens to KL, PSNR and the samples?

@@ -8,8 +8,9 @@ through a sampled code, how the model compares with a linear one of the same siz
 import json
 import math
 
-import numpy as np
 from common import POSITIVE, add_checkpoint, command_line, encode_all, open_checkpoint, parse, require, spread
+
+import numpy as np
 from tqdm import tqdm
 
 from vae_np import images as pictures
@@ -111,10 +112,11 @@ with replacing(args.out / "metrics.json") as partial:
 print(f"{args.out}/reconstructions.png, kl_by_dimension.png, metrics.json")
 
 # %% What you should see
-# Reconstructions that keep pose, hair, colours and expression and lose fine texture: what is cheap to code survives.
-# Through z they waver a little around the ones through mu. The error is largest at edges and in the background. The
-# principal components may well win in PSNR, since they spend no nat on a simple code; look at their pictures in
-# lesson 1, and at what lessons 5 and 6 can do with each code.
+# Reconstructions that keep pose, skin, the shape and shade of the hair, and lose what is small or rare: what is cheap
+# to code survives. Ten epochs of toy faces are few steps: the colour of the background, hats and smiles are not in the
+# code yet (lessons/03_train.py --resume --epochs 40 goes on). Through z the pictures waver around the ones through mu.
+# The error is largest at edges and in the eyes. The principal components win in PSNR, since they spend no nat on a
+# simple code; look at their pictures in lesson 1, and at what lessons 5 and 6 can do with each code.
 #
 # Exercises
 # 1. Draw 10 codes for one face and average their reconstructions. Is the average closer to the face than one of them?

@@ -5,8 +5,9 @@ the prior says, how to sample from where they are, and how to find out whether t
 """
 
 # %% Settings
-import numpy as np
 from common import SEED, add_checkpoint, command_line, encode_all, open_checkpoint, parse, require, spread
+
+import numpy as np
 from tqdm import tqdm
 
 from vae_np import images as pictures
@@ -112,10 +113,11 @@ print(f"{args.out}/samples.png, temperatures.png, fitted_samples.png, prior_and_
       "nearest.png")
 
 # %% What you should see
-# Samples that are faces, a few of them melted. Low temperatures give everybody's neighbour, high ones caricatures. The
-# variances along principal axes stray from 1 in both directions: the prior and the codes do not match, and samples from
-# the fitted Gaussian show fewer accidents. The better a model reconstructs, the larger this gap becomes. The nearest
-# training faces share pose and colours with a sample, but they are other people.
+# Samples that are faces more or less: after ten epochs of toy faces many from the prior are melted. Low temperatures
+# give everybody's neighbour, high ones caricatures. The variances along principal axes stray from 1 in both directions:
+# the prior and the codes do not match, and samples from the fitted Gaussian show far fewer accidents. The nearest
+# training faces are other people. Samples are about as far from them as reconstructions of faces that nobody can have
+# memorised, since a blurred picture is not far from any face; a copy would be at a distance near 0.
 #
 # Exercises
 # 1. Fit a Gaussian to the codes of faces that share an attribute (dataset.column("Smiling")) and sample from it.

@@ -5,8 +5,9 @@ while a cross-fade of pixels does not, and what single dimensions of the code ha
 """
 
 # %% Settings
-import numpy as np
 from common import POSITIVE, add_checkpoint, command_line, encode_all, open_checkpoint, parse, require, spread
+
+import numpy as np
 
 from data_tools.command import number_in
 from vae_np import images as pictures
@@ -77,7 +78,7 @@ rows = []
 for dimension in most:
     z = np.repeat(codes_a[:1], args.steps, axis=0)
     z[:, dimension] = np.linspace(-3, 3, args.steps)
-    rows.append((f"z[{dimension}]", model.decode(z)))
+    rows.append((f"z[{dimension}]\n-3 to 3", model.decode(z)))
 pictures.save(args.out / "traversals.png", pictures.labelled_rows(rows))
 
 # %% An animation
@@ -92,10 +93,10 @@ pictures.save_animation(args.out / "interpolation.gif", [pictures.enlarge(face, 
 print(f"{args.out}/interpolations.png, traversals.png, interpolation.gif ({len(faces)} frames)")
 
 # %% What you should see
-# Along the codes every picture is one face: hair recedes, a smile opens, glasses fade in. In the middle of a cross-fade
-# there are two. Linear and spherical ways differ little at their ends and somewhat in the middle, where the linear one
-# is closer to the mean face. Most single dimensions change several things at once: nothing in the loss asks for one
-# dimension to be one property.
+# Along the codes every picture is one face, whose hair grows or recedes and whose skin and pose change evenly. In the
+# middle of a cross-fade there are two. Linear and spherical ways differ little at their ends and somewhat in the
+# middle, where the linear one is closer to the mean face. Most single dimensions change several things at once: nothing
+# in the loss asks for one dimension to be one property.
 #
 # Exercises
 # 1. Interpolate between a face and its mirror image (face[:, ::-1]). What turns, and what goes through the mean?

@@ -7,13 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
+try:
+    import numpy as np
+    from tqdm import tqdm
 
-from data_tools.command import OneLineParser, number_in
-from vae_np import checkpoint
-from vae_np.data import Dataset, to_float
-from vae_np.errors import CheckpointError, DatasetError, InputError, VAEError
+    from data_tools.command import OneLineParser, number_in
+    from vae_np import checkpoint
+    from vae_np.data import Dataset, to_float
+    from vae_np.errors import CheckpointError, DatasetError, InputError, VAEError
+except ModuleNotFoundError as missing:
+    sys.exit(f"error: {missing.name} is not installed here; activate the environment that the README makes "
+             "(. .venv/bin/activate), or install the project into this one (pip install -e .)")
 
 POSITIVE = number_in(range(1, 1_000_000))
 SEED = number_in(range(2**32))
@@ -21,12 +25,15 @@ TOY_FACES = Path("data/toy64")
 CHECKPOINT = Path("runs/03_train/checkpoint.npz")
 
 
+if_interrupted = []  # lines that a lesson wants said after Ctrl-C
+
+
 def one_line(kind, error, trace):
     """Print what a user can mend as one line; everything else keeps its traceback, for it is a bug."""
     if issubclass(kind, (VAEError, OSError)):
         print(f"error: {error}", file=sys.stderr)
     elif issubclass(kind, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
+        print("\n".join(["interrupted", *if_interrupted]), file=sys.stderr)
         sys.exit(130)
     else:
         sys.__excepthook__(kind, error, trace)
@@ -70,11 +77,21 @@ def open_dataset(folder):
         print(f"No --data given: drawing toy faces, once, to {TOY_FACES}.\n"
               "For real faces, download CelebA, run python -m data_tools.celeba SOURCE --out data/celeba64,\n"
               "and give the lessons --data data/celeba64.", flush=True)
-        # A process of its own, since it starts workers, and they would run this script again.
-        drawing = subprocess.run([sys.executable, "-m", "data_tools.toy_faces", "--out", TOY_FACES], check=False)
-        if drawing.returncode:
-            sys.exit(drawing.returncode)
+        draw_toy_faces()
     return Dataset(folder or TOY_FACES)
+
+
+def draw_toy_faces():
+    """Draw the default dataset in a process of its own: its workers would otherwise run the lesson again."""
+    drawing = subprocess.Popen([sys.executable, "-m", "data_tools.toy_faces", "--out", TOY_FACES])
+    try:
+        status = drawing.wait()
+    except KeyboardInterrupt:
+        drawing.wait()  # Ctrl-C has reached it, too, and it removes what it has drawn so far
+        raise
+    # Another lesson may have been quicker: then the faces are there all the same.
+    if status and not (TOY_FACES / "dataset.json").is_file():
+        sys.exit(status)
 
 
 def open_checkpoint(path, folder):
@@ -82,9 +99,13 @@ def open_checkpoint(path, folder):
 
     Ends the program with status 2 where there is no checkpoint yet.
     """
+    if path.is_dir():
+        wrong_usage(f"{path} is a folder; name the file in it, such as {path / CHECKPOINT.name}")
     if not path.is_file():
         command = "python lessons/03_train.py" + ("" if path == CHECKPOINT else f" --out {path.parent}")
-        wrong_usage(f"there is no checkpoint {path}; make it with: {command}")
+        hint = f"make it with: {command}" if path.name == CHECKPOINT.name else f"lesson 03 calls it {CHECKPOINT.name}"
+        place = "" if Path("lessons").is_dir() else " (lessons run from the top of the repository)"
+        wrong_usage(f"there is no checkpoint {path}; {hint}{place}")
     model, _, info = checkpoint.load_model(path)
     trained_on = Path(info["data"]["folder"])
     if folder is None and not trained_on.exists():

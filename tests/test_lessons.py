@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -177,9 +179,13 @@ def test_without_a_checkpoint_the_lesson_says_what_makes_one(lesson, tmp_path):
     status, line = fail(lesson, cwd=tmp_path)
     assert status == 2
     checkpoint = Path("runs/03_train/checkpoint.npz")
-    assert line == f"error: there is no checkpoint {checkpoint}; make it with: python lessons/03_train.py"
+    expected = f"error: there is no checkpoint {checkpoint}; make it with: python lessons/03_train.py"
+    assert line == expected + " (lessons run from the top of the repository)"
     status, line = fail(lesson, "--checkpoint", "runs/mine/checkpoint.npz", cwd=tmp_path)
-    assert (status, line.split("make it with: ")[1]) == (2, f"python lessons/03_train.py --out {Path('runs/mine')}")
+    assert status == 2
+    assert line.split("make it with: ")[1].startswith(f"python lessons/03_train.py --out {Path('runs/mine')} ")
+    assert "lesson 03 calls it checkpoint.npz" in fail(lesson, "--checkpoint", "mine.npz", cwd=tmp_path)[1]
+    assert "is a folder; name the file in it" in fail(lesson, "--checkpoint", ".", cwd=tmp_path)[1]
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
@@ -233,6 +239,55 @@ def test_help_and_length(lesson, tmp_path):
     exercises = text.split("# Exercises\n")[1].splitlines()
     assert [line[:5] for line in exercises if line[2].isdigit()] == ["# 1. ", "# 2. ", "# 3. "]
     assert not list(tmp_path.iterdir())
+
+
+def test_without_the_packages_a_lesson_says_what_to_do(tmp_path):
+    command = [sys.executable, "-S", LESSONS / "01_data.py"]  # -S: a Python that finds nothing that was installed
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: numpy is not installed here; activate the environment")
+    assert result.stderr.count("\n") == 1
+
+
+def interrupt(process):
+    """Ctrl-C as a terminal sends it: to every process of the group."""
+    os.killpg(process.pid, signal.SIGINT)
+    return process.communicate(timeout=60)
+
+
+def start(lesson, *arguments, cwd):
+    return subprocess.Popen([sys.executable, LESSONS / lesson, *map(str, arguments)], cwd=cwd, start_new_session=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition):
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not come to pass within 30 s")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal to a process group")
+def test_ctrl_c_while_faces_are_drawn_leaves_nothing(tmp_path):
+    process = start("01_data.py", cwd=tmp_path)
+    wait_for(lambda: list(tmp_path.glob("data/.toy64.partial-*/images.npy")))
+    _, errors = interrupt(process)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert not list((tmp_path / "data").iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal to a process group")
+def test_ctrl_c_while_training_says_how_to_go_on(room, tmp_path):
+    out = tmp_path / "run"
+    process = start("03_train.py", "--data", "faces", *SMALL, "--epochs", 5000, "--out", out, cwd=room)
+    wait_for((out / "progress.png").is_file)
+    _, errors = interrupt(process)
+    assert process.returncode == 130, errors
+    assert f"go on with: python lessons/03_train.py --resume --out {out}" in errors
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ def _load(name):
     try:
         import cupy
     except ImportError:
-        raise BackendError("error: VAE_BACKEND=cupy, but CuPy is not installed; pip install cupy-cuda12x or "
-                           "cupy-cuda13x, whichever CUDA version nvidia-smi shows") from None
+        raise BackendError("error: VAE_BACKEND=cupy, but CuPy is not installed; pip install cupy-cuda12x (or, in "
+                           "a clone, -e .[cuda12]), or 13 for 12, whichever CUDA version nvidia-smi shows") from None
     # Without a GPU the import succeeds and the first array fails with a message about the driver.
     if not cupy.cuda.is_available():
         raise BackendError("error: VAE_BACKEND=cupy, but CuPy finds no GPU; check nvidia-smi, or unset VAE_BACKEND")

@@ -38,8 +38,8 @@ def load(path):
             arrays = {name: members[name] for name in members.files}
         info = json.loads(str(arrays.pop("info")))
         version = info["format_version"]
-    except Exception as error:  # zipfile, NumPy and json have many exceptions of their own for a damaged file
-        raise CheckpointError(f"{path} is damaged or no checkpoint ({error})") from None
+    except Exception:  # zipfile, NumPy and json have many of their own for a damaged file
+        raise CheckpointError(f"{path} is damaged or no checkpoint; train again, or name another file") from None
     if version != FORMAT_VERSION:
         raise CheckpointError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}")
     return arrays, info

@@ -29,7 +29,7 @@ class Settings:
     epochs: int = 10
     batch_size: int = 32
     learning_rate: float = 2e-3  # the peak, reached after warmup_steps
-    final_learning_rate: float = 0.05  # where the cosine ends, as a fraction of the peak
+    final_rate_fraction: float = 0.05  # of the peak: where the cosine of the learning rate ends
     warmup_steps: int = 100
     beta: float = 1.0
     beta_warmup_epochs: float = 1.0
@@ -45,7 +45,7 @@ class Settings:
             raise InputError(f"likelihood {self.likelihood!r} is unknown; choose one of {', '.join(LIKELIHOODS)}")
         for name in ("epochs", "batch_size", "learning_rate", "max_gradient_norm"):
             self._require(name, lambda value: value > 0, "above 0")
-        for name in ("final_learning_rate", "warmup_steps", "beta", "beta_warmup_epochs", "seed"):
+        for name in ("final_rate_fraction", "warmup_steps", "beta", "beta_warmup_epochs", "seed"):
             self._require(name, lambda value: value >= 0, "0 or more")
         if self.limit is not None:
             self._require("limit", lambda value: value >= 1, "at least 1")
@@ -94,7 +94,7 @@ class Trainer:
         """The learning rate and beta of a step."""
         s = self.settings
         total = s.epochs * self.steps_per_epoch
-        rate = learning_rate_at(step, total, s.learning_rate, s.warmup_steps, s.final_learning_rate)
+        rate = learning_rate_at(step, total, s.learning_rate, s.warmup_steps, s.final_rate_fraction)
         return rate, beta_at(step, s.beta, s.beta_warmup_epochs * self.steps_per_epoch)
 
     def train_step(self, x):
