@@ -182,5 +182,6 @@ def main(arguments=None):
     """Run the command; return its exit status."""
     return run(prepare, **vars(parse_arguments(arguments)))
 
+
 if __name__ == "__main__":
     sys.exit(main())

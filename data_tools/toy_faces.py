@@ -25,6 +25,7 @@ from data_tools.face_painter import SQUARE, draw_face, draw_window
 from data_tools.prepared import DatasetWriter, map_rows
 from vae_np.data import SPLITS
 from vae_np.errors import DatasetError
+from vae_np.files import replacing
 
 # The 40 attributes in the order of CelebA's own list; `attributes_of` tells which of them the toy faces have.
 CELEBA_ATTRIBUTES = (
@@ -323,26 +324,19 @@ def write_celeba_zip(path, count, seed, workers, overwrite=False):
 
     Attributes that toy faces do not have are -1, as absent ones are.
     """
-    path = Path(path).resolve()
     check_zip(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.partial-{os.getpid()}")
     attributes = ["image_id," + ",".join(CELEBA_ATTRIBUTES)]
     partition = ["image_id,partition"]
     splits = np.repeat(range(len(SPLITS)), list(split_counts(count).values()))
-    try:
-        with zipfile.ZipFile(staging, "w") as archive:
-            for start, _, photos in map_rows(functools.partial(draw_photos, seed=seed), count, workers, "photos"):
-                for index, (jpeg, has) in enumerate(photos, start):
-                    add(archive, f"img_align_celeba/img_align_celeba/{file_name(index)}", jpeg)
-                    values = ("1" if has.get(name) else "-1" for name in CELEBA_ATTRIBUTES)
-                    attributes.append(f"{file_name(index)},{','.join(values)}")
-                    partition.append(f"{file_name(index)},{splits[index]}")
-            add(archive, "list_attr_celeba.csv", "\n".join(attributes) + "\n", zipfile.ZIP_DEFLATED)
-            add(archive, "list_eval_partition.csv", "\n".join(partition) + "\n", zipfile.ZIP_DEFLATED)
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
+    with replacing(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+        for start, _, photos in map_rows(functools.partial(draw_photos, seed=seed), count, workers, "photos"):
+            for index, (jpeg, has) in enumerate(photos, start):
+                add(archive, f"img_align_celeba/img_align_celeba/{file_name(index)}", jpeg)
+                values = ("1" if has.get(name) else "-1" for name in CELEBA_ATTRIBUTES)
+                attributes.append(f"{file_name(index)},{','.join(values)}")
+                partition.append(f"{file_name(index)},{splits[index]}")
+        add(archive, "list_attr_celeba.csv", "\n".join(attributes) + "\n", zipfile.ZIP_DEFLATED)
+        add(archive, "list_eval_partition.csv", "\n".join(partition) + "\n", zipfile.ZIP_DEFLATED)
 
 
 def add(archive, name, data, compression=zipfile.ZIP_STORED):
@@ -402,6 +396,7 @@ def make(options):
 def main(arguments=None):
     """Run the command; return its exit status."""
     return run(make, options=parse_arguments(arguments))
+
 
 if __name__ == "__main__":
     sys.exit(main())
