@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from data_tools.celeba_source import find_celeba, read_attributes, read_partition
-from data_tools.command import OneLineParser, number_in, run
 from data_tools.prepared import DatasetWriter, map_rows
+from vae_np.command import OneLineParser, number_in, run
 from vae_np.data import SPLITS
 from vae_np.errors import DatasetError
 

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_tools.command import OneLineParser, number_in, run
 from data_tools.face_painter import SQUARE, draw_face, draw_window
 from data_tools.prepared import DatasetWriter, map_rows
+from vae_np.command import OneLineParser, number_in, run
 from vae_np.data import SPLITS
 from vae_np.errors import DatasetError
 from vae_np.files import replacing

@@ -23,10 +23,10 @@ from common import (
 
 import numpy as np
 
-from data_tools.command import not_negative, positive
 from vae_np import VAE
 from vae_np import images as pictures
 from vae_np.backend import to_cpu, to_device
+from vae_np.command import not_negative, positive
 from vae_np.data import to_float
 from vae_np.losses import LIKELIHOODS, Bernoulli, kl_divergence
 from vae_np.optim import Adam

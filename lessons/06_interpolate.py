@@ -9,8 +9,8 @@ from common import POSITIVE, add_checkpoint, command_line, encode_all, open_chec
 
 import numpy as np
 
-from data_tools.command import number_in
 from vae_np import images as pictures
+from vae_np.command import number_in
 from vae_np.data import to_float
 from vae_np.metrics import kl_per_dimension
 

@@ -11,8 +11,8 @@ try:
     import numpy as np
     from tqdm import tqdm
 
-    from data_tools.command import OneLineParser, number_in
     from vae_np import checkpoint
+    from vae_np.command import OneLineParser, number_in
     from vae_np.data import Dataset, to_float
     from vae_np.errors import CheckpointError, DatasetError, InputError, VAEError
 except ModuleNotFoundError as missing:

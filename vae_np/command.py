@@ -1,4 +1,4 @@
-"""What the commands share: wrong usage, errors and interruption each end with one line and a status of their own."""
+"""What all commands share: wrong usage, errors and interruption each end with one line and a status of their own."""
 
 import argparse
 import functools
