@@ -17,6 +17,26 @@ from vae_np.losses import kl_divergence, sigmoid
 CHUNK = 64
 
 
+class Reparameterization:
+    """Turn noise eps from N(0, 1) into z from N(mu, exp(log_var)): mu, log_var, eps and z are all (N, Z).
+
+        forward    z = mu + std * eps,     std = exp(log_var / 2)
+        backward   dmu = dz                dlog_var = dz * std * eps / 2
+
+    Written so, a random z has derivatives with respect to mu and log_var (Kingma and Welling 2014, section 2.4).
+    backward uses the noise and the deviations that forward kept: other noise would give the gradient of another loss.
+    """
+
+    def forward(self, mu, log_var, eps):
+        """Return z, and keep what backward needs."""
+        self.eps, self.std = eps, xp.exp(0.5 * log_var)
+        return mu + self.std * eps
+
+    def backward(self, dz):
+        """Given dL/dz, return dL/dmu and dL/dlog_var, as far as the loss depends on them through z."""
+        return dz, dz * self.std * self.eps * 0.5
+
+
 class VAE:
     """A convolutional VAE for square RGB images.
 
@@ -35,6 +55,7 @@ class VAE:
         self.image_size, self.latent_dim, self.dtype = image_size, latent_dim, np.dtype(dtype)
         rng = np.random.default_rng(seed)
         self.encoder = build_encoder(image_size, channels, latent_dim, rng, dtype)
+        self.reparameterization = Reparameterization()
         self.decoder = build_decoder(image_size, channels, latent_dim, rng, dtype)
         self.parameters = self.encoder.parameters + self.decoder.parameters
         self.values, self.grads = pack(self.parameters)
@@ -58,19 +79,17 @@ class VAE:
         self._check_codes(eps, "noise", rows=len(x))
         h = self.encoder.forward(x)
         mu, log_var = h[:, : self.latent_dim], h[:, self.latent_dim :]
-        self.eps, self.std = eps, xp.exp(0.5 * log_var)
-        z = mu + self.std * eps
+        z = self.reparameterization.forward(mu, log_var, eps)
         return self.decoder.forward(z), mu, log_var
 
     def backward(self, dlogits, dmu, dlog_var):
         """Overwrite `grads`, given the gradients of the loss with respect to the three results of forward.
 
-        z = mu + std * eps and std = exp(log_var / 2), so the gradient dz that comes back through the decoder reaches mu
-        unchanged, and log_var multiplied by d z / d log_var = std * eps / 2. To these are added dmu and dlog_var, which
-        come from the KL divergence. Returns the gradient with respect to x.
+        mu and log_var act on the loss in two ways: through z, and directly in the KL divergence, where dmu and dlog_var
+        come from. The two gradients add up. Returns the gradient with respect to x.
         """
-        dz = self.decoder.backward(dlogits)
-        dh = xp.concatenate([dmu + dz, dlog_var + dz * self.std * self.eps * 0.5], axis=1)
+        dmu_through_z, dlog_var_through_z = self.reparameterization.backward(self.decoder.backward(dlogits))
+        dh = xp.concatenate([dmu + dmu_through_z, dlog_var + dlog_var_through_z], axis=1)
         return self.encoder.backward(dh)
 
     def loss_and_gradient(self, x, eps, likelihood, beta=1.0, batch_size=None):
