@@ -6,31 +6,36 @@ import numpy as np
 import pytest
 
 from vae_np.backend import to_cpu, to_device
-from vae_np.gradcheck import check_layer
+from vae_np.gradcheck import check_layer, layer_examples
 from vae_np.layers import Dense, LeakyReLU, Parameter, Reshape, Sequential, bind, pack, random_weight, sum_rows
 
-LAYERS = {
-    "dense": (lambda rng: Dense(6, 4, rng, dtype="float64"), (3, 6)),
-    "leaky relu": (lambda rng: LeakyReLU(0.2), (3, 8)),
-    "reshape": (lambda rng: Reshape(2, 2, 3), (2, 12)),
-    "sequential": (lambda rng: Sequential(Dense(5, 7, rng, dtype="float64"), LeakyReLU(0.3),
-                                          Dense(7, 2, rng, dtype="float64")), (3, 5)),
-}  # fmt: skip
+EXAMPLES = layer_examples(np.random.default_rng(0))  # every kind of layer: a test of gradcheck sees to that
+every_layer = pytest.mark.parametrize(("layer", "shape"), EXAMPLES, ids=[type(layer).__name__ for layer, _ in EXAMPLES])
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_gradients(name, rng):
-    make, shape = LAYERS[name]
+@every_layer
+def test_gradients(layer, shape, rng):
     x = rng.standard_normal(shape)
     x += 0.1 * np.sign(x)  # off the kink at 0
-    errors = check_layer(make(rng), to_device(x), rng)
+    errors = check_layer(layer, to_device(x), rng)
     assert max(errors.values()) < 1e-6, errors
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_inputs_are_left_alone(name, rng):
-    make, shape = LAYERS[name]
-    layer, x = make(rng), rng.standard_normal(shape)
+@every_layer
+def test_backward_overwrites_and_does_not_add(layer, shape, rng):
+    x = to_device(rng.standard_normal(shape))
+    dy = to_device(rng.standard_normal(layer.forward(x).shape))
+    layer.backward(dy)
+    before = [to_cpu(parameter.grad).copy() for parameter in layer.parameters]
+    layer.forward(x)
+    layer.backward(dy)
+    for parameter, gradient in zip(layer.parameters, before, strict=True):
+        np.testing.assert_array_equal(to_cpu(parameter.grad), gradient)
+
+
+@every_layer
+def test_inputs_are_left_alone(layer, shape, rng):
+    x = rng.standard_normal(shape)
     x.flags.writeable = False
     y = layer.forward(to_device(x))
     dy = rng.standard_normal(y.shape)

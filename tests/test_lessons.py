@@ -82,9 +82,23 @@ def test_lesson_1(room):
 
 def test_lesson_2(room):
     output = succeed("02_model.py", "--image-size", 32, "--channels", 4, 8, "--latent-dim", 3, cwd=room)
-    assert "largest relative error" in output
+    assert "the largest relative error is" in output
+    assert "FAIL" not in output
     assert pictures_in(room / "runs/02_model") == {"convolutions.png"}
     assert "ConvTranspose2d(4 -> 3" in output
+
+
+def test_lesson_2_plants_bugs_and_lists_them(tmp_path):
+    names = [line.split()[0] for line in succeed("02_model.py", "--break", "list", cwd=tmp_path).splitlines()[1:]]
+    assert len(names) == 12
+    for name in (names[0], names[-1]):
+        output = succeed("02_model.py", "--break", name, cwd=tmp_path)
+        assert output.startswith(f"{name}, planted in")
+        assert "checks catch it" in output
+    status, line = fail("02_model.py", "--break", "nothing", cwd=tmp_path)
+    assert status == 2
+    assert "invalid choice: 'nothing'" in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_lesson_3(room):
