@@ -17,7 +17,15 @@ from vae_np import images as pictures
 from vae_np.data import to_float
 from vae_np.files import replacing
 from vae_np.losses import LIKELIHOODS, Bernoulli
-from vae_np.metrics import PrincipalComponents, active_units, evaluate, kl_per_dimension, psnr, ssim
+from vae_np.metrics import (
+    PrincipalComponents,
+    active_units,
+    evaluate,
+    importance_weighted_bound,
+    kl_per_dimension,
+    psnr,
+    ssim,
+)
 from vae_np.parallel import Workers
 
 parser = command_line(__doc__, "runs/04_reconstruct")
@@ -69,7 +77,8 @@ assert math.isclose(naive, package, rel_tol=1e-9)
 # images. It has an unfair advantage: its code is exact, while the VAE's has noise on it and costs only `kl` nats.
 likelihood = LIKELIHOODS[info["likelihood"]["name"]]
 likelihood = likelihood() if likelihood is Bernoulli else likelihood(info["likelihood"]["sigma"])
-terms = evaluate(Workers(model), held_out, likelihood)
+workers = Workers(model)
+terms = evaluate(workers, held_out, likelihood)
 train = dataset.split("train")
 require(train, 2, "training")
 pca = PrincipalComponents(train[spread(10_000, len(train))], min(model.latent_dim, len(train) - 1))
@@ -84,6 +93,23 @@ print(f"negative ELBO {loss:.1f} nats per image: recon {terms['recon']:.1f} ({li
 print(f"{'':28s}{'PSNR':>9s}{'SSIM':>8s}")
 print(f"{'VAE, through mu':28s}{quality['vae'][0]:6.2f} dB{quality['vae'][1]:8.3f}")
 print(f"{f'{len(pca.components)} principal components':28s}{quality['pca'][0]:6.2f} dB{quality['pca'][1]:8.3f}")
+
+# %% How far is the ELBO from the log likelihood?
+# Of an image one would like to know log p(x), with p(x) = E p(x | z) over all codes z of the prior. The ELBO is below
+# it. For every z, p(x) = p(x | z) p(z) / p(z | x); divide and multiply by q(z | x) and average the logarithm over q:
+#
+#     log p(x) = E log [p(x | z) p(z) / q(z | x)] + E log [q(z | x) / p(z | x)] = ELBO + KL(q || posterior)
+#
+# The gap is the price of an encoder that answers at one glance, and with independent Gaussians only. Nobody can compute
+# it, but the weights w = p(x | z) p(z) / q(z | x) of codes drawn from q have the mean p(x), and the logarithm of a mean
+# of k of them, L_k, is closer to log p(x) the larger k is, from below: L_1 is the ELBO again (Burda, Grosse and
+# Salakhutdinov 2016). All of this holds for Bernoulli() as well, though its p(x | z) is no density of grey values. Here
+# are a few images only, since every weight takes a pass through the decoder.
+few = held_out[:32]
+elbo = evaluate(workers, few, likelihood)
+bounds = {k: importance_weighted_bound(workers, few, likelihood, k) for k in (1, 8, 64)}
+print(f"the first {len(few)} images, nats per image: ELBO {-elbo['recon'] - elbo['kl']:.1f}; "
+      + ", ".join(f"L_{k} {bound:.1f}" for k, bound in bounds.items()))
 
 # %% Which dimensions carry anything?
 # A dimension that the decoder ignores costs nothing: mu = 0 and log_var = 0 for every face. Its KL is 0 and it is
@@ -116,7 +142,9 @@ print(f"{args.out}/reconstructions.png, kl_by_dimension.png, metrics.json")
 # to code survives. Ten epochs of toy faces are few steps: the colour of the background, hats and smiles are not in the
 # code yet (lessons/03_train.py --resume --epochs 40 goes on). Through z the pictures waver around the ones through mu.
 # The error is largest at edges and in the eyes. The principal components win in PSNR, since they spend no nat on a
-# simple code; look at their pictures in lesson 1, and at what lessons 5 and 6 can do with each code.
+# simple code; look at their pictures in lesson 1, and at what lessons 5 and 6 can do with each code. L_1 is about the
+# ELBO, above or below, since each takes one code for an image, and not the same one. L_8 is above both, and L_64
+# above L_8. Each step takes eight times the codes and adds less; log p(x) is higher still.
 #
 # Exercises
 # 1. Draw 10 codes for one face and average their reconstructions. Is the average closer to the face than one of them?

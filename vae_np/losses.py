@@ -19,11 +19,26 @@ def sigmoid(logits):
     return y
 
 
+def softplus(logits):
+    """log(1 + exp(l)), written so that no logit overflows: softplus(l) = max(l, 0) + log(1 + exp(-|l|))."""
+    y = xp.log1p(xp.exp(-xp.abs(logits)))
+    y += xp.maximum(logits, 0)
+    return y
+
+
+def sum_each(terms):
+    """Sum over all pixels and channels of each image: (N, H, W, C) -> (N,).
+
+    In float64: these sums are thousands of nats, and what is asked of them are differences of a few.
+    """
+    return terms.sum(axis=(1, 2, 3), dtype=xp.float64)
+
+
 class Bernoulli:
     """Every channel of a pixel is a coin with probability sigmoid(l): the binary cross-entropy between x and it.
 
-        recon     = 1/N sum [softplus(l) - x l],  softplus(l) = log(1 + e^l) = max(l, 0) + log(1 + e^-|l|)
-        d recon   = 1/N (sigmoid(l) - x),         sigmoid(l) = exp(l - softplus(l))
+        recon     = 1/N sum [softplus(l) - x l]
+        d recon   = 1/N (sigmoid(l) - x),  sigmoid(l) = exp(l - softplus(l))
 
     Both are stable for any logit. Kingma and Welling (2014) use it for black and white pixels. For x strictly between 0
     and 1 it is not the density of a real number (Loaiza-Ganem and Cunningham 2019), but a common loss all the same.
@@ -35,13 +50,16 @@ class Bernoulli:
     def __call__(self, logits, x, batch_size=None):
         """Logits and images x in [0, 1], both (N, H, W, C) -> (recon, gradient with respect to the logits)."""
         n = batch_size or len(x)
-        softplus = xp.log1p(xp.exp(-xp.abs(logits)))
-        softplus += xp.maximum(logits, 0)
-        recon = (softplus - x * logits).sum() / n
-        dlogits = xp.exp(logits - softplus)
+        log_normalizer = softplus(logits)
+        recon = (log_normalizer - x * logits).sum() / n
+        dlogits = xp.exp(logits - log_normalizer)
         dlogits -= x
         dlogits /= n
         return recon, dlogits
+
+    def log_likelihood(self, logits, x):
+        """log p(x | z) of each image in nats: logits (N, H, W, C), x the same or (1, H, W, C) -> (N,), in float64."""
+        return sum_each(x * logits - softplus(logits))
 
     def __repr__(self):
         return "Bernoulli()"
@@ -68,13 +86,22 @@ class Gaussian:
         n = batch_size or len(x)
         mean = sigmoid(logits)
         error = mean - x
-        log_normalizer = x.size * (math.log(self.sigma) + 0.5 * math.log(2 * math.pi))
-        recon = (xp.vdot(error, error) / (2 * self.sigma**2) + log_normalizer) / n
+        recon = (xp.vdot(error, error) / (2 * self.sigma**2) + self._log_normalizer(x.size)) / n
         dlogits = error
         dlogits *= mean
         dlogits *= 1 - mean
         dlogits /= n * self.sigma**2
         return recon, dlogits
+
+    def log_likelihood(self, logits, x):
+        """log p(x | z) of each image in nats: logits (N, H, W, C), x the same or (1, H, W, C) -> (N,), in float64."""
+        error = sigmoid(logits)
+        error -= x
+        error *= error
+        return -sum_each(error) / (2 * self.sigma**2) - self._log_normalizer(error[0].size)
+
+    def _log_normalizer(self, count):
+        return count * (math.log(self.sigma) + 0.5 * math.log(2 * math.pi))
 
     def __repr__(self):
         return f"{type(self).__name__}(sigma={self.sigma:.4g})"
