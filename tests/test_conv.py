@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from naive import NaiveConv, NaiveConvTranspose
 
 from vae_np.backend import to_cpu, to_device
 from vae_np.conv import Conv2d, ConvTranspose2d, Workspace, conv_size, conv_transpose_size, fold, unfold
@@ -23,49 +24,26 @@ GEOMETRIES = [
 ]
 
 
-def loop_conv(x, weight, bias, k, s, p):
-    """The definition: y[n, i, j, f] = b[f] + sum over a, b, c of x[n, i s + a - p, j s + b - p, c] w[a, b, c, f]."""
-    n, h, w, c = x.shape
-    oh, ow, outputs = (h + 2 * p - k) // s + 1, (w + 2 * p - k) // s + 1, weight.shape[3]
-    y = np.zeros((n, oh, ow, outputs))
-    for image, i, j, f in np.ndindex(y.shape):
-        total = bias[f]
-        for a, b in np.ndindex(k, k):
-            row, column = i * s + a - p, j * s + b - p
-            if 0 <= row < h and 0 <= column < w:
-                for channel in range(c):
-                    total += x[image, row, column, channel] * weight[a, b, channel, f]
-        y[image, i, j, f] = total
-    return y
-
-
-def loop_conv_transpose(x, weight, bias, k, s, p):
-    """The definition: pixel (i, j) of x adds x[n, i, j, c] w[a, b, f, c] to y[n, i s + a - p, j s + b - p, f]."""
-    n, h, w, c = x.shape
-    oh, ow, outputs = (h - 1) * s + k - 2 * p, (w - 1) * s + k - 2 * p, weight.shape[2]
-    y = np.zeros((n, oh, ow, outputs)) + bias
-    for image, i, j, a, b in np.ndindex(n, h, w, k, k):
-        row, column = i * s + a - p, j * s + b - p
-        if 0 <= row < oh and 0 <= column < ow:
-            for f, channel in np.ndindex(outputs, c):
-                y[image, row, column, f] += x[image, i, j, channel] * weight[a, b, f, channel]
-    return y
-
-
 def make(kind, geometry, inputs, outputs, rng, dtype="float64"):
     layer = kind(inputs, outputs, geometry[0], rng, stride=geometry[1], padding=geometry[2], dtype=dtype)
     layer.bias.value[...] = to_device(rng.standard_normal(outputs))
     return layer
 
 
+def assert_adjoint(y, dy, x, dx):
+    """Assert <y, dy> = <x, dx>. The products may cancel, so rounding is measured by |y| |dy|, not by their sum."""
+    rounding = 1e-13 * np.linalg.norm(to_cpu(y)) * np.linalg.norm(to_cpu(dy))
+    assert float((y * dy).sum()) == pytest.approx(float((x * dx).sum()), rel=0, abs=rounding)
+
+
 @pytest.mark.parametrize(("geometry", "size", "inputs", "outputs"), GEOMETRIES)
-@pytest.mark.parametrize(("kind", "loops"), [(Conv2d, loop_conv), (ConvTranspose2d, loop_conv_transpose)])
-def test_equals_nested_loops_and_its_gradient_is_right(kind, loops, geometry, size, inputs, outputs, rng):
+@pytest.mark.parametrize(("kind", "naive"), [(Conv2d, NaiveConv), (ConvTranspose2d, NaiveConvTranspose)])
+def test_equals_nested_loops_and_its_gradient_is_right(kind, naive, geometry, size, inputs, outputs, rng):
     if kind is ConvTranspose2d:
         size = [max(1, n // 2) for n in size]
     layer = make(kind, geometry, inputs, outputs, rng)
     x = rng.standard_normal((2, *size, inputs))
-    expected = loops(x, to_cpu(layer.weight.value), to_cpu(layer.bias.value), *geometry)
+    expected = naive(to_cpu(layer.weight.value), to_cpu(layer.bias.value), *geometry[1:]).forward(x)
     np.testing.assert_allclose(to_cpu(layer.forward(to_device(x))), expected, rtol=0, atol=1e-12)
     errors = check_layer(layer, to_device(x), rng)
     assert max(errors.values()) < 1e-6, errors
@@ -76,20 +54,48 @@ def test_fold_is_the_adjoint_of_unfold(geometry, size, inputs, outputs, rng):
     x = to_device(rng.standard_normal((2, *size, inputs)))
     patches = unfold(x, *geometry, Workspace())
     v = to_device(rng.standard_normal(patches.shape))
-    np.testing.assert_allclose(
-        float((patches * v).sum()), float((x * fold(v, x.shape, *geometry, Workspace())).sum()), rtol=1e-12)
+    assert_adjoint(patches, v, x, fold(v, x.shape, *geometry, Workspace()))
 
 
-@pytest.mark.parametrize("size", [(8, 6), (4, 4)])
-def test_transposed_convolution_is_the_adjoint_of_the_convolution(size, rng):
-    down, up = make(Conv2d, (4, 2, 1), 3, 5, rng), make(ConvTranspose2d, (4, 2, 1), 5, 3, rng)
+@pytest.mark.parametrize(("geometry", "size", "inputs", "outputs"), GEOMETRIES)
+@pytest.mark.parametrize("kind", [Conv2d, ConvTranspose2d])
+def test_backward_is_the_adjoint_of_forward_without_its_bias(kind, geometry, size, inputs, outputs, rng):
+    layer = make(kind, geometry, inputs, outputs, rng)
+    x = to_device(rng.standard_normal((2, *size, inputs)))
+    y = layer.forward(x) - layer.bias.value
+    dy = to_device(rng.standard_normal(y.shape))
+    assert_adjoint(y, dy, x, layer.backward(dy))
+
+
+@pytest.mark.parametrize(("geometry", "size", "inputs", "outputs"), GEOMETRIES)
+def test_transposed_convolution_is_the_adjoint_of_the_convolution(geometry, size, inputs, outputs, rng):
+    # Images that the strides of the convolution fill to the last pixel, so that the way back up leads to their size.
+    small = [conv_size(n, *geometry) for n in size]
+    large = [conv_transpose_size(n, *geometry) for n in small]
+    down, up = make(Conv2d, geometry, inputs, outputs, rng), make(ConvTranspose2d, geometry, outputs, inputs, rng)
     up.weight.value[...] = down.weight.value
     down.bias.value[...] = 0
     up.bias.value[...] = 0
-    x = to_device(rng.standard_normal((2, *size, 3)))
-    y = to_device(rng.standard_normal((2, size[0] // 2, size[1] // 2, 5)))
-    np.testing.assert_allclose(
-        float((down.forward(x) * y).sum()), float((x * up.forward(y)).sum()), rtol=1e-12)
+    x = to_device(rng.standard_normal((2, *large, inputs)))
+    y = to_device(rng.standard_normal((2, *small, outputs)))
+    assert_adjoint(down.forward(x), y, x, up.forward(y))
+
+
+@pytest.mark.parametrize("size", [(3, 5), (4, 1), (1, 1)])
+def test_transposed_convolution_at_stride_2_is_four_small_convolutions(size, rng):
+    # Rows 2q and 2q + 1 of the output are 2x2 convolutions at stride 1 of x with a border of zeros. Pixel i meets row
+    # 2q + r through row a = 2 (q - i) + r + 1 of its kernel: pixels q + r - 1 and q + r, through a = 3 - r and 1 - r.
+    layer = make(ConvTranspose2d, (4, 2, 1), 3, 5, rng)
+    weight, bias = to_cpu(layer.weight.value), to_cpu(layer.bias.value)
+    x = rng.standard_normal((2, *size, 3))
+    y = to_cpu(layer.forward(to_device(x)))
+    padded, (h, w) = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), size
+    for r, s in np.ndindex(2, 2):
+        quarter = weight[3 - r :: -2, 3 - s :: -2]
+        expected = bias + sum(
+            np.einsum("nhwc,fc->nhwf", padded[:, r + a : r + a + h, s + b : s + b + w], quarter[a, b])
+            for a, b in np.ndindex(2, 2))
+        np.testing.assert_allclose(y[:, r::2, s::2], expected, rtol=0, atol=1e-12)
 
 
 def test_unfold_lays_patches_out_as_rows(rng):

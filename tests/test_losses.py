@@ -1,6 +1,7 @@
 """Likelihoods and the KL divergence: values by the textbook, gradients by finite differences, sums against means."""
 
 import math
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -45,18 +46,19 @@ def test_bernoulli_is_the_cross_entropy_summed_over_pixels_and_averaged_over_ima
     assert math.isclose(float(Bernoulli()(*batch)[0]), sum(images) / 3, rel_tol=1e-12)
 
 
-@pytest.mark.parametrize("sigma", [0.05, 0.3, 1.0, 2.5])
+def normal_density(x, mean, sigma):
+    """The textbook formula. A Decimal has room for 10^-14000, where a float would underflow to 0."""
+    distance = (x - mean) / sigma
+    return (-distance * distance / 2).exp() / (sigma * Decimal(2 * math.pi).sqrt())
+
+
+@pytest.mark.parametrize("sigma", [1 / 255, 0.05, 0.3, 1.0, 2.5])
 def test_gaussian_is_the_textbook_density(sigma, batch):
-    logits, x = (to_cpu(a) for a in batch)
-    mean = 1 / (1 + np.exp(-logits))
-    density = np.exp(-((x - mean) ** 2) / (2 * sigma**2)) / math.sqrt(2 * math.pi * sigma**2)
-    with np.errstate(divide="ignore"):
-        expected = -np.log(density).sum() / 3
-    if math.isfinite(expected):
-        assert math.isclose(float(Gaussian(sigma)(*batch)[0]), expected, rel_tol=1e-10)
-    else:  # the density itself underflows; its logarithm must not
-        assert sigma == 0.05
-        assert math.isfinite(float(Gaussian(sigma)(*batch)[0]))
+    logits, x = (to_cpu(a).ravel().tolist() for a in batch)
+    means = [1 / (1 + Decimal(-logit).exp()) for logit in logits]
+    densities = [normal_density(Decimal(v), mean, Decimal(sigma)) for v, mean in zip(x, means, strict=True)]
+    expected = -sum(density.ln() for density in densities) / SHAPE[0]
+    assert math.isclose(float(Gaussian(sigma)(*batch)[0]), expected, rel_tol=1e-12)
 
 
 def test_calibrated_sigma_is_the_best_one(batch):
@@ -88,15 +90,34 @@ def test_extreme_logits_are_stable(likelihood, dtype):
     assert float(Bernoulli()(1e4 * one, one)[0]) == 0
 
 
-def test_kl_in_closed_form_equals_the_integral(rng):
+def log_normal_density(z, mean, log_var):
+    return -0.5 * (np.log(2 * np.pi) + log_var + (z - mean) ** 2 / np.exp(log_var))
+
+
+def test_kl_in_closed_form_equals_the_integral():
     mu, log_var = np.array([[0.3, -1.2]]), np.array([[0.5, -2.0]])
     grid = np.linspace(-12, 12, 200_001)
     expected = 0.0
     for m, lv in zip(mu[0], log_var[0], strict=True):
-        log_q = -0.5 * (np.log(2 * np.pi) + lv + (grid - m) ** 2 / np.exp(lv))
-        log_p = -0.5 * (np.log(2 * np.pi) + grid**2)
+        log_q, log_p = log_normal_density(grid, m, lv), log_normal_density(grid, 0, 0)
         expected += np.sum(np.exp(log_q) * (log_q - log_p)) * (grid[1] - grid[0])
     assert math.isclose(float(kl_divergence(to_device(mu), to_device(log_var))[0]), expected, rel_tol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("mu", "log_var"),
+    [([0.0], [1.0]), ([0.7], [0.0]), ([-2.0], [-3.0]), ([0.3], [2.0]), ([3.0, -0.1, 0.0], [-5.0, 0.4, 0.1])],
+)
+def test_kl_in_closed_form_equals_the_mean_over_draws(mu, log_var, rng):
+    # KL is the mean of log q(z) - log p(z) over draws z from q. A mean of so many is normal to a good approximation: by
+    # chance it is off by more than 5 standard errors in one of two million cases.
+    mu, log_var = np.array([mu]), np.array([log_var])
+    z = mu + np.exp(log_var / 2) * rng.standard_normal((100_000, mu.size))
+    terms = (log_normal_density(z, mu, log_var) - log_normal_density(z, 0, 0)).sum(axis=1)
+    standard_error = terms.std() / math.sqrt(len(terms))
+    kl = float(kl_divergence(to_device(mu), to_device(log_var))[0])
+    assert standard_error < 0.02 * kl, "or the comparison would say little"
+    assert abs(kl - terms.mean()) < 5 * standard_error
 
 
 def test_kl_takes_a_log_variance():

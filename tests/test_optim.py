@@ -28,6 +28,32 @@ def test_adam_by_hand_in_exact_fractions():
     assert math.isclose(float(adam.v[0]), 0.009991, rel_tol=1e-12)
 
 
+def root(fraction):
+    """The square root of a fraction that has one."""
+    result = Fraction(math.isqrt(fraction.numerator), math.isqrt(fraction.denominator))
+    assert result**2 == fraction
+    return result
+
+
+def test_adam_by_hand_in_exact_fractions_down_to_the_root():
+    # The corrected v is 25, 9, 9: all roots are rational. Epsilon is large, so that its place in the formula shows.
+    b1, b2, epsilon, rate = Fraction(1, 2), Fraction(1, 2), Fraction(1, 4), Fraction(1, 8)
+    m, v, value = Fraction(0), Fraction(0), Fraction(1)
+    values, grads = to_device(np.array([1.0, -1.0])), to_device(np.zeros(2))
+    adam = Adam(values, grads, beta1=0.5, beta2=0.5, epsilon=0.25)
+    for step, gradient in enumerate((5, 1, 3), start=1):
+        m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
+        value -= rate * (m / (1 - b1**step)) / (root(v / (1 - b2**step)) + epsilon)
+        grads[...] = to_device(np.array([gradient, -gradient], float))
+        adam.update(float(rate))
+        np.testing.assert_allclose(to_cpu(values), [float(value), -float(value)], rtol=1e-14)
+    assert 8 * (1 - value) == Fraction(20, 21) + Fraction(28, 39) + Fraction(76, 91)
+    assert (m, v) == (Fraction(19, 8), Fraction(63, 8))
+    # Halves of whole numbers are exact in binary, too.
+    np.testing.assert_array_equal(to_cpu(adam.m), [19 / 8, -19 / 8])
+    np.testing.assert_array_equal(to_cpu(adam.v), [63 / 8, 63 / 8])
+
+
 def test_the_first_step_has_the_length_of_the_learning_rate():
     # Without the bias correction it would be sqrt(1000) / 10 times as long.
     values = to_device(np.zeros(3))
