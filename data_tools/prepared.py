@@ -113,17 +113,24 @@ def map_rows(task, count, workers, description, chunk=64, items=None):
 
 
 def submit_all(pool, task, inputs):
-    """pool.map over tuples of arguments, with workers, which it starts, that ignore Ctrl-C from their first moment."""
-    before = ignore_interrupts()
+    """pool.map over tuples of arguments, with workers, which it starts, that Ctrl-C cannot reach while they start.
+
+    Processes inherit which signals are blocked. In the parent, a Ctrl-C that comes meanwhile counts at the end: any of
+    its threads may get it, which a handler notes.
+    """
+    noted = []
+    handler = signal.signal(signal.SIGINT, lambda *_: noted.append(True))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
     try:
         return pool.map(task, *zip(*inputs, strict=True))
     finally:
-        signal.signal(signal.SIGINT, before)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if noted:
+            signal.raise_signal(signal.SIGINT)
 
 
 def ignore_interrupts():
-    """Ignore Ctrl-C, which reaches every process of a terminal: only the parent stops, and then cleans up.
-
-    Returns what was done about it before.
-    """
-    return signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ignore Ctrl-C, which reaches every process of a terminal: only the parent stops, and then cleans up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,10 +1,12 @@
 import os
 import signal
+import threading
+import time
 
 import numpy as np
 import pytest
 
-from data_tools.prepared import DatasetWriter, map_rows
+from data_tools.prepared import DatasetWriter, map_rows, submit_all
 from vae_np.data import Dataset, checksum
 from vae_np.errors import DatasetError
 
@@ -105,3 +107,36 @@ def test_a_worker_s_error_arrives_as_it_was_raised():
 def test_a_killed_worker_is_reported():
     with pytest.raises(DatasetError, match="worker process was killed"):
         list(map_rows(total, 2, workers=1, description="adding", chunk=1, items=[1, "die"]))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+@pytest.mark.parametrize("receiver", ["this thread", "another thread"])
+def test_ctrl_c_while_workers_start_counts_at_the_end(receiver):
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    finished = []
+
+    class Pool:
+        def map(self, task, *arguments):
+            thread = threading.main_thread() if receiver == "this thread" else other
+            signal.pthread_kill(thread.ident, signal.SIGINT)
+            time.sleep(0.05)  # time for Python to notice
+            finished.append(True)  # so that no worker is left half started
+
+    with pytest.raises(KeyboardInterrupt):
+        submit_all(Pool(), print, [(0, 1)])
+    done.set()
+    assert finished
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def out_of_reach(start, stop):
+    return (signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            and signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="looks at the signal mask")
+def test_ctrl_c_cannot_reach_a_worker():
+    assert [result for *_, result in map_rows(out_of_reach, 4, 2, "test", chunk=1)] == [True] * 4
