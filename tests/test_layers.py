@@ -34,6 +34,20 @@ def test_backward_overwrites_and_does_not_add(layer, shape, rng):
 
 
 @every_layer
+def test_backward_parameters_gives_the_gradients_of_backward(layer, shape, rng):
+    x = to_device(rng.standard_normal(shape))
+    dy = to_device(rng.standard_normal(layer.forward(x).shape))
+    layer.backward(dy)
+    before = [to_cpu(parameter.grad).copy() for parameter in layer.parameters]
+    for parameter in layer.parameters:
+        parameter.grad[...] = np.nan
+    layer.forward(x)
+    layer.backward_parameters(dy)
+    for parameter, gradient in zip(layer.parameters, before, strict=True):
+        np.testing.assert_array_equal(to_cpu(parameter.grad), gradient)
+
+
+@every_layer
 def test_inputs_are_left_alone(layer, shape, rng):
     x = rng.standard_normal(shape)
     x.flags.writeable = False

@@ -134,12 +134,14 @@ class Conv2d(Convolution):
         y += self.bias.value
         return y.reshape(n, oh, ow, self.outputs)
 
-    def backward(self, dy):
-        rows = dy.reshape(-1, self.outputs)
-        xp.matmul(self.patches.T, rows, out=self.weight.grad.reshape(-1, self.outputs))
+    def backward_parameters(self, dy):
+        xp.matmul(self.patches.T, dy.reshape(-1, self.outputs), out=self.weight.grad.reshape(-1, self.outputs))
         self.bias.grad[...] = sum_rows(dy)
+
+    def backward(self, dy):
+        self.backward_parameters(dy)
         dpatches = self.workspace.get("dpatches", self.patches.shape, dy.dtype)
-        xp.matmul(rows, self.weight.value.reshape(-1, self.outputs).T, out=dpatches)
+        xp.matmul(dy.reshape(-1, self.outputs), self.weight.value.reshape(-1, self.outputs).T, out=dpatches)
         return fold(dpatches, self.input_shape, *self.geometry, self.workspace)
 
 

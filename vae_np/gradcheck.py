@@ -26,6 +26,7 @@ from vae_np.errors import VAEError
 from vae_np.layers import Dense, Layer, LeakyReLU, Reshape, Sequential
 from vae_np.losses import LIKELIHOODS, CalibratedGaussian, kl_divergence, squared_error
 from vae_np.vae import VAE, Reparameterization
+from vae_np.winograd import WinogradConv2d, WinogradConvTranspose2d
 
 TOLERANCE = 1e-6
 ELEMENTS, DIRECTION = "element by element", "one random direction"
@@ -128,6 +129,10 @@ def layer_examples(rng):
         (Conv2d(2, 3, 3, rng, stride=1, padding=1, dtype="float64"), (2, 5, 4, 2)),
         (ConvTranspose2d(5, 3, 4, rng, stride=2, padding=1, dtype="float64"), (2, 4, 3, 5)),
         (ConvTranspose2d(2, 3, 3, rng, stride=2, padding=0, dtype="float64"), (2, 3, 4, 2)),
+        (WinogradConv2d(3, 5, 4, rng, stride=2, padding=1, dtype="float64"), (3, 8, 12, 3)),
+        (WinogradConv2d(3, 5, 4, rng, stride=2, padding=1, dtype="float64"), (2, 8, 6, 3)),
+        (WinogradConvTranspose2d(5, 3, 4, rng, stride=2, padding=1, dtype="float64"), (3, 4, 6, 5)),
+        (WinogradConvTranspose2d(5, 3, 4, rng, stride=2, padding=1, dtype="float64"), (2, 4, 3, 5)),
     ]
 
 

@@ -80,6 +80,10 @@ class Layer:
         """Given dL/dy for the y of the last forward, overwrite the parameters' gradients and return dL/dx."""
         raise NotImplementedError
 
+    def backward_parameters(self, dy):
+        """As backward, but without dL/dx, which nobody needs of a first layer; some layers save work by it."""
+        self.backward(dy)
+
 
 class Dense(Layer):
     """Multiply by a matrix and add a bias: x (N, I) -> y (N, O).
@@ -171,6 +175,12 @@ class Sequential(Layer):
         for layer in reversed(self.layers):
             dy = layer.backward(dy)
         return dy
+
+    def backward_parameters(self, dy):
+        first, *others = self.layers
+        for layer in reversed(others):
+            dy = layer.backward(dy)
+        first.backward_parameters(dy)
 
     def __repr__(self):
         return "Sequential(\n" + "".join(f"  {layer!r}\n" for layer in self.layers) + ")"

@@ -12,6 +12,7 @@ from vae_np.conv import Conv2d, ConvTranspose2d
 from vae_np.errors import InputError
 from vae_np.layers import Dense, LeakyReLU, Reshape, Sequential, bind, pack
 from vae_np.losses import kl_divergence, sigmoid
+from vae_np.winograd import WinogradConv2d, WinogradConvTranspose2d
 
 # Images that encode, decode and reconstruct handle at a time, so that their memory does not grow with the input.
 CHUNK = 64
@@ -86,11 +87,11 @@ class VAE:
         """Overwrite `grads`, given the gradients of the loss with respect to the three results of forward.
 
         mu and log_var act on the loss in two ways: through z, and directly in the KL divergence, where dmu and dlog_var
-        come from. The two gradients add up. Returns the gradient with respect to x.
+        come from. The two gradients add up.
         """
         dmu_through_z, dlog_var_through_z = self.reparameterization.backward(self.decoder.backward(dlogits))
         dh = xp.concatenate([dmu + dmu_through_z, dlog_var + dlog_var_through_z], axis=1)
-        return self.encoder.backward(dh)
+        self.encoder.backward_parameters(dh)
 
     def loss_and_gradient(self, x, eps, likelihood, beta=1.0, batch_size=None):
         """One evaluation of the negative ELBO, loss = recon + beta * kl, and of its gradient, left in `grads`.
@@ -176,7 +177,8 @@ def build_encoder(image_size, channels, latent_dim, rng, dtype):
     layers, inputs = [], 3
     for outputs in channels:
         activation = LeakyReLU(0.2)
-        layers += [Conv2d(inputs, outputs, 4, rng, stride=2, padding=1, gain=activation.gain, dtype=dtype), activation]
+        kind = Conv2d if inputs == 3 else WinogradConv2d  # of 3 channels, the transforms would cost more than they save
+        layers += [kind(inputs, outputs, 4, rng, stride=2, padding=1, gain=activation.gain, dtype=dtype), activation]
         inputs = outputs
     side = image_size // 2 ** len(channels)
     flat = side * side * inputs
@@ -191,7 +193,7 @@ def build_decoder(image_size, channels, latent_dim, rng, dtype):
               Reshape(side, side, inputs)]
     for outputs in channels[-2::-1]:
         activation = LeakyReLU(0.2)
-        layers += [ConvTranspose2d(inputs, outputs, 4, rng, stride=2, padding=1, gain=activation.gain, dtype=dtype),
-                   activation]
+        layers += [WinogradConvTranspose2d(inputs, outputs, 4, rng, stride=2, padding=1, gain=activation.gain,
+                                           dtype=dtype), activation]
         inputs = outputs
     return Sequential(*layers, ConvTranspose2d(inputs, 3, 4, rng, stride=2, padding=1, dtype=dtype))
