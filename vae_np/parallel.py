@@ -16,7 +16,7 @@ from vae_np.backend import xp
 from vae_np.losses import CalibratedGaussian, squared_error
 
 # Images that one worker handles at a time, at the most. A GPU wants large batches, a core's cache small ones.
-SHARD_SIZE = 16 if xp is np else 512
+SHARD_SIZE = 32 if xp is np else 512
 # Each worker holds gradients of its own, and many of them would get shards too small to be worth it.
 MAX_THREADS = 16
 
