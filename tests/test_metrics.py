@@ -161,7 +161,7 @@ class LinearGaussian:
 
 @pytest.mark.parametrize("k", [1, 4, 7, 200])
 def test_where_q_is_the_posterior_every_weight_is_the_likelihood_of_the_image(k, rng, monkeypatch):
-    monkeypatch.setattr(metrics, "CHUNK", 4)
+    monkeypatch.setattr(metrics, "SHARD_SIZE", 4)
     linear = LinearGaussian(rng)
     eps = rng.standard_normal((k, 3))
     log_w = log_importance_weights(linear.decoder, linear, linear.x, linear.mu, np.log(linear.var), eps)

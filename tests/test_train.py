@@ -340,3 +340,10 @@ def test_a_checkpoint_holds_what_the_lessons_need(ramps, tmp_path):
     assert info["data"] == ramps.description
     assert info["step"] == 3
     assert [row["epoch"] for row in info["history"]] == [1]
+
+
+def test_training_and_looking_share_their_threads(ramps):
+    trainer = trainer_for(ramps, threads=3)
+    trainer.look()
+    assert trainer.model.workers is trainer.workers
+    assert trainer.workers.threads == 3

@@ -47,8 +47,10 @@ class Profile:
         for replica in trainer.workers.replicas:
             for part, network in (("encoder", replica.encoder), ("decoder", replica.decoder)):
                 for number, layer in enumerate(network.layers):
-                    for method in ("forward", "backward"):
-                        self._watch(layer, method, (f"{part}.{number} {layer!r}", method))
+                    name = f"{part}.{number} {layer!r}"
+                    self._watch(layer, "forward", (name, "forward"))
+                    first = layer is replica.encoder.layers[0]
+                    self._watch(layer, "backward_parameters" if first else "backward", (name, "backward"))
             self._watch(replica, "loss_and_gradient", "replicas")
         self._watch(trainer.adam, "update", "Adam")
 
@@ -68,9 +70,9 @@ class Profile:
         threads = self.trainer.workers.threads
 
         def row(name, *columns):
-            print(f"{name:64s}" + "".join(f"{1e3 * column / images:9.3f}" for column in columns))
+            print(f"{name:74s}" + "".join(f"{1e3 * column / images:9.3f}" for column in columns))
 
-        print(f"{'milliseconds an image, on the clock':64s}{'forward':>9s}{'backward':>9s}")
+        print(f"{'milliseconds an image, on the clock':74s}{'forward':>9s}{'backward':>9s}")
         layers = {key: value / threads for key, value in self.seconds.items() if isinstance(key, tuple)}
         for name in dict.fromkeys(name for name, _ in layers):
             row(name, layers[name, "forward"], layers[name, "backward"])

@@ -1,4 +1,4 @@
-"""Pictures: grids and labelled rows of faces, curves, animations.
+"""Pictures: grids and labelled rows of faces, curves, bars, animations.
 
 Only this file uses matplotlib, and imports it only when it draws.
 """
@@ -89,4 +89,21 @@ def plot_losses(path, history):
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
         ax.legend()
+    save_figure(path, chart)
+
+
+def bars(path, values, unit, mark):
+    """Draw a bar for every entry of values {name: number}, the first on top, along a logarithmic axis.
+
+    unit is what the axis says; mark is a number to compare with, drawn as a line, and what the line stands for.
+    """
+    chart, axes = figure(width=8.0, height=1.2 + 0.4 * len(values))
+    ax, (level, meaning) = axes[0, 0], mark
+    drawn = ax.barh(list(values), list(values.values()), color="tab:blue")
+    ax.bar_label(drawn, [f"{value:,.3g}" if value < 100 else f"{value:,.0f}" for value in values.values()], padding=3)
+    ax.axvline(level, color="tab:red", linestyle="--", label=meaning)
+    ax.set(xscale="log", xlabel=unit)
+    ax.set_xlim(right=8 * max(level, *values.values()))  # room for the numbers at the ends of the bars
+    ax.invert_yaxis()
+    ax.legend(loc="upper right")
     save_figure(path, chart)

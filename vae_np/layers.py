@@ -127,7 +127,8 @@ class LeakyReLU(Layer):
         return math.sqrt(2 / (1 + self.slope**2))
 
     def forward(self, x):
-        self.y = xp.maximum(x, self.slope * x)
+        y = self.slope * x
+        self.y = xp.maximum(x, y, out=y)
         return self.y
 
     def backward(self, dy):

@@ -7,7 +7,7 @@ from vae_np.backend import to_cpu, to_device
 from vae_np.data import to_float
 from vae_np.errors import InputError
 from vae_np.losses import kl_divergence, sigmoid
-from vae_np.vae import CHUNK
+from vae_np.parallel import SHARD_SIZE
 
 
 def psnr(x, y):
@@ -89,8 +89,8 @@ def log_importance_weights(decoder, likelihood, x, mu, log_var, eps):
     log_ratio = 0.5 * (np.square(eps, dtype=np.float64) + log_var - np.square(z, dtype=np.float64)).sum(axis=1)
     x = to_device(x[None])
     log_likelihood = np.empty(len(z))
-    for start in range(0, len(z), CHUNK):
-        part = slice(start, start + CHUNK)
+    for start in range(0, len(z), SHARD_SIZE):
+        part = slice(start, start + SHARD_SIZE)
         log_likelihood[part] = to_cpu(likelihood.log_likelihood(decoder.forward(to_device(z[part])), x))
     return log_likelihood + log_ratio
 
@@ -118,9 +118,10 @@ def importance_weighted_bound(workers, images, likelihood, k, seed=0):
         bounds = []
         for i in range(shard.start, shard.stop):
             x = to_float(images[i : i + 1])
-            mu, log_var = model.encode(x)
+            h = to_cpu(model.encoder.forward(to_device(x)))[0]
+            mu, log_var = h[: model.latent_dim], h[model.latent_dim :]
             eps = np.random.default_rng([seed, i]).standard_normal((k, model.latent_dim), dtype=model.dtype)
-            log_weights = log_importance_weights(model.decoder, likelihood, x[0], mu[0], log_var[0], eps)
+            log_weights = log_importance_weights(model.decoder, likelihood, x[0], mu, log_var, eps)
             bounds.append(log_mean_exp(log_weights))
         return bounds
 

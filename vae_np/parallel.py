@@ -80,18 +80,21 @@ class Workers:
         if isinstance(likelihood, CalibratedGaussian):
             self._calibrate(likelihood, x, eps)
 
+        # backward overwrites a replica's gradients. Where workers have more than one shard, these are added up apart.
+        one_each = len(x) <= self.threads * self.shard_size(len(x))
+        sums = [replica.grads for replica in self.replicas] if one_each else self.sums
+
         def work(worker, shard):
-            replica, total = self.replicas[worker], self.sums[worker]
+            replica, total = self.replicas[worker], sums[worker]
             terms = replica.loss_and_gradient(x[shard], eps[shard], likelihood, beta, batch_size=len(x))
-            # backward overwrites a replica's gradients, so they are added up here. A worker's first shard starts anew.
-            if shard.start == worker * self.shard_size(len(x)):
-                total[...] = replica.grads
-            else:
+            if shard.start > worker * self.shard_size(len(x)):
                 total += replica.grads
+            elif total is not replica.grads:
+                total[...] = replica.grads  # a worker's first shard starts anew
             return terms
 
         terms = self.map(work, len(x))
-        busy = self.sums[: len(terms)]  # a batch of few shards leaves some workers without one
+        busy = sums[: len(terms)]  # a batch of few shards leaves some workers without one
         self.model.grads[...] = busy[0]
         for total in busy[1:]:
             self.model.grads += total

@@ -74,7 +74,7 @@ class Trainer:
                 raise DatasetError(f"{dataset.folder} has no {name} images; prepare a dataset that has")
         self.model, self.dataset, self.settings = model, dataset, settings
         self.likelihood = LIKELIHOODS[settings.likelihood]()
-        self.workers = Workers(model, threads)
+        self.workers = model.workers = Workers(model, threads)
         self.adam = Adam(model.values, model.grads)
         # Not the seed alone: the weights were drawn from that stream, and the noise must not repeat them.
         self.rng = np.random.default_rng([settings.seed, 1])

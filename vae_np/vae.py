@@ -12,10 +12,8 @@ from vae_np.conv import Conv2d, ConvTranspose2d
 from vae_np.errors import InputError
 from vae_np.layers import Dense, LeakyReLU, Reshape, Sequential, bind, pack
 from vae_np.losses import kl_divergence, sigmoid
+from vae_np.parallel import Workers
 from vae_np.winograd import WinogradConv2d, WinogradConvTranspose2d
-
-# Images that encode, decode and reconstruct handle at a time, so that their memory does not grow with the input.
-CHUNK = 64
 
 
 class Reparameterization:
@@ -60,6 +58,7 @@ class VAE:
         self.decoder = build_decoder(image_size, channels, latent_dim, rng, dtype)
         self.parameters = self.encoder.parameters + self.decoder.parameters
         self.values, self.grads = pack(self.parameters)
+        self.workers = None  # threads for encode and decode, made when first needed
 
     def replica(self):
         """A VAE that shares this one's parameters and has gradients and caches of its own, for another thread."""
@@ -104,18 +103,19 @@ class VAE:
         self.backward(dlogits, beta * dmu, beta * dlog_var)
         return recon, kl
 
-    # What a trained model is used for: NumPy arrays in, NumPy arrays out, in chunks.
+    # What a trained model is used for: NumPy arrays in, NumPy arrays out, a shard at a time on all workers.
 
     def encode(self, x):
         """Images (N, H, W, 3) -> mu, log_var (N, Z): the approximate posterior q(z | x) of each."""
         self._check_images(x)
-        h = self._in_chunks(self.encoder, x, (2 * self.latent_dim,))
+        h = self._in_shards(x, (2 * self.latent_dim,), lambda replica, part: replica.encoder.forward(part))
         return h[:, : self.latent_dim], h[:, self.latent_dim :]
 
     def decode(self, z):
         """Codes (N, Z) -> images (N, H, W, 3) in [0, 1]."""
         self._check_codes(z, "codes")
-        return self._in_chunks(self.decoder, z, (self.image_size, self.image_size, 3), activation=sigmoid)
+        shape = (self.image_size, self.image_size, 3)
+        return self._in_shards(z, shape, lambda replica, part: sigmoid(replica.decoder.forward(part)))
 
     def reconstruct(self, x):
         """Images -> images, through the posterior mean mu: the reconstruction without noise."""
@@ -126,11 +126,14 @@ class VAE:
         eps = rng.standard_normal((count, self.latent_dim), dtype=self.dtype)
         return self.decode(eps * self.dtype.type(temperature))
 
-    def _in_chunks(self, network, x, shape, activation=lambda y: y):
+    def _in_shards(self, x, shape, function):
+        self.workers = self.workers or Workers(self)
         y = np.empty((len(x), *shape), self.dtype)
-        for start in range(0, len(x), CHUNK):
-            part = slice(start, start + CHUNK)
-            y[part] = to_cpu(activation(network.forward(to_device(x[part]))))
+
+        def work(worker, shard):
+            y[shard] = to_cpu(function(self.workers.replicas[worker], to_device(x[shard])))
+
+        self.workers.map(work, len(x))
         return y
 
     def _check_images(self, x):
