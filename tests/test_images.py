@@ -67,6 +67,20 @@ def test_plot_losses_draws_what_the_history_says(tmp_path, monkeypatch):
     assert curves["KL", "validation"] == [2.5, 2.5, 2.5]
 
 
+def test_bars_draw_their_values_in_order_and_the_mark(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(images, "save_figure", lambda path, chart: drawn.append(chart))
+    images.bars(tmp_path / "bars.png", {"slow": 0.5, "fast": 2000.0}, "images per second", (1500.0, "the machine"))
+    (ax,) = drawn[0].axes
+    assert [bar.get_width() for bar in ax.patches] == [0.5, 2000]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["slow", "fast"]
+    assert ax.yaxis_inverted(), "the first is on top"
+    assert [text.get_text() for text in ax.texts] == ["0.50", "2,000"]
+    assert (ax.get_xscale(), ax.get_xlabel()) == ("log", "images per second (logarithmic)")
+    assert ax.get_xlim()[0] < 0.5 < 2000 < ax.get_xlim()[1], "every bar begins and ends in the picture"
+    assert [(line.get_xdata()[0], line.get_label()) for line in ax.lines] == [(1500, "the machine")]
+
+
 def test_a_figure_becomes_a_picture_without_a_screen(tmp_path):
     chart, axes = images.figure(columns=2)
     axes[0, 1].plot([1, 2])

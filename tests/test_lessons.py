@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from PIL import Image
 from vae_np.data import Dataset
 
 LESSONS = Path(__file__).parent.parent / "lessons"
-NAMES = sorted(path.name for path in LESSONS.glob("0*.py"))
+NAMES = sorted(path.name for path in LESSONS.glob("[0-9]*.py"))
 # As in setup.cfg; the form of an environment variable has no patterns, so each false alarm is spelled out.
 WARNINGS = "error::RuntimeWarning," + ",".join(
     f"ignore:{what} encountered in matmul:RuntimeWarning" for what in ("divide by zero", "overflow", "invalid value"))
@@ -143,6 +144,21 @@ def test_lesson_6(room):
     assert pictures_in(out) == {"interpolations.png", "traversals.png", "interpolation.gif"}
     with Image.open(out / "interpolation.gif") as animation:
         assert animation.n_frames > 20
+
+
+def test_lesson_10(tmp_path):
+    output = succeed("10_speed.py", "--seconds", 0.001, cwd=tmp_path)
+    rows = re.findall(r"^(\d) (.+?)  +([\d.,]+) +([\d.,]+) +[\d.,]+ +[\d.,]+ +[\d.,]+ +[\d.]+%$", output, re.MULTILINE)
+    assert [int(number) for number, *_ in rows] == [1, 2, 3, 4, 5, 6]
+    for _, name, milliseconds, rate in rows:
+        milliseconds, rate = (float(text.replace(",", "")) for text in (milliseconds, rate))
+        assert rate == pytest.approx(1000 / milliseconds, rel=0.2), name
+    rates = [float(rate.replace(",", "")) for *_, rate in rows]
+    assert rates[-1] > 100 * rates[0], "even on a busy machine"
+    assert "three products    [3 2 5] * [3 7 4] = [ 9 14 20], and neighbours added up: [23 34]" in output
+    for line in ("    tiles_of ", "Conv2d ", "WinogradConv2d ", "PyTorch "):
+        assert f"\n{line}" in output
+    assert pictures_in(tmp_path / "runs/10_speed") == {"steps.png"}
 
 
 def test_resuming_in_the_lesson_equals_not_having_stopped(room):
@@ -317,6 +333,7 @@ def test_ctrl_c_while_training_says_how_to_go_on(room, tmp_path):
         ("03_train.py", "--seed", "-1", "-1 is not between 0 and"),
         ("04_reconstruct.py", "--limit", "0", "0 is not between 1 and 999,999"),
         ("06_interpolate.py", "--steps", "1", "1 is not between 2 and 999"),
+        ("10_speed.py", "--seconds", "0", "0 is not above 0"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(lesson, flag, value, complaint, tmp_path):

@@ -99,11 +99,12 @@ def bars(path, values, unit, mark):
     """
     chart, axes = figure(width=8.0, height=1.2 + 0.4 * len(values))
     ax, (level, meaning) = axes[0, 0], mark
-    drawn = ax.barh(list(values), list(values.values()), color="tab:blue")
-    ax.bar_label(drawn, [f"{value:,.3g}" if value < 100 else f"{value:,.0f}" for value in values.values()], padding=3)
+    drawn = ax.barh(list(values), list(values.values()))
     ax.axvline(level, color="tab:red", linestyle="--", label=meaning)
-    ax.set(xscale="log", xlabel=unit)
-    ax.set_xlim(right=8 * max(level, *values.values()))  # room for the numbers at the ends of the bars
+    numbers = [f"{value:,.2f}" if value < 100 else f"{value:,.0f}" for value in values.values()]
+    ax.bar_label(drawn, numbers, padding=5, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+    ax.set(xscale="log", xlabel=f"{unit} (logarithmic)")
+    ax.set_xlim(min(values.values()) / 3, 5 * max(level, *values.values()))  # room for the numbers beside the bars
     ax.invert_yaxis()
-    ax.legend(loc="upper right")
+    chart.legend(loc="outside upper right")
     save_figure(path, chart)

@@ -1,0 +1,199 @@
+"""Lesson 10: one convolution, from nested loops to the fast path, in six steps.
+
+You will learn what makes array code fast on a CPU (few products, large ones, in arrays that stay in cache), how 9
+products do the work of 16 and what that costs, and why a thread on each core beats one product on all cores.
+"""
+
+# %% Settings
+import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from common import command_line, parse, wrong_usage
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from vae_np import images as pictures
+from vae_np import winograd
+from vae_np.backend import xp
+from vae_np.command import positive
+from vae_np.conv import Conv2d, Workspace, unfold
+from vae_np.parallel import available_cores
+from vae_np.winograd import WinogradConv2d, differences, differences_adjoint, three_of_two, two_of_three
+
+parser = command_line(__doc__, "runs/10_speed")
+parser.add_argument("--seconds", type=positive, default=1.0, help="for each measurement")
+args = parse(parser)
+if xp is not np:
+    wrong_usage("this lesson is about a CPU; unset VAE_BACKEND")
+IMAGES, SIZE, INPUTS, OUTPUTS = 32, 32, 32, 64  # the second layer of the default model, and what a worker gives it
+rng = np.random.default_rng(0)
+
+# %% Three products for four
+# A kernel of two taps, g0 and g1, moves over three numbers, b0, b1 and b2, and makes two outputs: four products. Take
+# these three instead: m0 = (b0 - b1) g0, m1 = b1 (g0 + g1), m2 = (b2 - b1) g1. Then m0 + m1 = b0 g0 + b1 g1, for b1 g0
+# cancels, and m1 + m2 = b1 g0 + b2 g1, for b1 g1 cancels. Additions take the place of a product. That pays where b is
+# a row of many channels and g a matrix: matrices are cheap to add, and not to multiply with.
+def of(function, array, *shape):  # what a function of vae_np.winograd writes, as an array of this shape
+    function(array, result := np.empty(shape, int))
+    return result
+
+
+b, g = np.array([5, 2, 7]), np.array([[3], [4]])
+t, u = of(differences, b, 3, 1), of(three_of_two, g, 3, 1)  # (b0 - b1, b1, b2 - b1) and (g0, g0 + g1, g1)
+print(f"four products     y0 = 5*3 + 2*4 = 23, y1 = 2*3 + 7*4 = 34\nthree products    {t.ravel()} * {u.ravel()} = "
+      f"{(t * u).ravel()}, and neighbours added up: {of(two_of_three, t * u, 2, 1).ravel()}")
+
+# %% Nine for sixteen
+# Now 3x3 numbers B, a kernel G of 2x2 taps, 2x2 outputs. Take a row for one number: it is the case above, with three
+# products of rows for four. Each of those is that case once more, for columns: 3 * 3 = 9 products for 4 * 4 = 16. So
+# each function is called twice, and the second time sees the array with its columns in front.
+B, G = np.array([[1, 2, 0], [3, 1, 4], [2, 5, 1]]), np.array([[1, 2], [3, 1]])
+T = of(differences, of(differences, B, 3, 1, 3)[:, 0].T, 3, 1, 3)[:, 0].T
+U = of(three_of_two, of(three_of_two, G, 3, 2).T, 3, 3).T  # vae_np.winograd calls this nine_of_four
+Y = of(two_of_three, of(two_of_three, T * U, 2, 3).T, 2, 2).T  # and this four_of_nine
+print(f"nine products     {T.tolist()} * {U.tolist()}\n                  = {(T * U).tolist()}, added up: {Y.tolist()}")
+assert np.array_equal(Y, [[(B[i : i + 2, j : j + 2] * G).sum() for j in (0, 1)] for i in (0, 1)]), "as with sixteen"
+
+# %% A layer of such products
+# A 4x4 kernel at stride 2 always starts on an even pixel. Cut the padded image into blocks of 2x2 pixels, which takes
+# no more than a reshape, and take the 4 C numbers of a block for the channels of one pixel: the kernel is 2x2 of them.
+#   tiles_of      pads, and takes differences of rows and then of columns of blocks, of few images at a time, for cache.
+#                 A tile is 3x3 blocks and makes 2x2 outputs; neighbours share a rim. Returns nine T, a row for a tile.
+#   kernels_of    cuts kernels in the same way and takes nine_of_four: the nine U, each a matrix (4 C, F).
+#   four_of_nine  adds the nine T U up to 2x2 outputs. It writes them through a view of y that has those four in front.
+image, kernel = rng.integers(0, 10, (1, 8, 8, 1)), rng.integers(-3, 4, (4, 4, 1, 1))
+tiles, kernels = winograd.tiles_of(image, Workspace()), winograd.kernels_of(kernel, Workspace())
+print(f"8x8 pixels        tiles {tiles.shape} @ kernels {kernels.shape} = {(tiles @ kernels).shape}, 9 for each of 4\n"
+      f"                  the fifth of the nine is b1 in both directions, the middle block as it is: {tiles[4, 0]}")
+assert np.array_equal(tiles[4, 0], image[0, 1:3, 1:3].ravel())
+
+# %% Backwards: the adjoints
+# t = D b, u = E g and y = A (t u), where D, E and A are matrices: a linear function shows its own when it is given the
+# identity. By the chain rule each is transposed on the way back, with the product rule in between:
+#     dm = A^T dy          dg = E^T (t dm)          db = D^T (u dm)
+# A is the transpose of E. So nine_of_four and four_of_nine change places, and images_of is tiles_of transposed.
+eye, dy = np.eye(3, dtype=int), np.array([[1], [10]])
+D, E, A = of(differences, eye, 3, 1, 3)[:, 0], of(three_of_two, eye[:2, :2], 3, 2), of(two_of_three, eye, 2, 3)
+print(f"matrices          D {D.tolist()}, E {E.tolist()}, A {A.tolist()}\n"
+      f"backwards         dy {dy.ravel()} -> dg {(E.T @ (t * (A.T @ dy))).ravel()}; by hand 5*1 + 2*10 and 2*1 + 7*10")
+assert np.array_equal(A, E.T) and np.array_equal(of(differences_adjoint, eye[:, None], 3, 3), D.T)
+
+# %% How fast is this machine?
+# A time below is the least of several, for whatever else the machine does can only add to it. On a busy machine all of
+# them are distorted all the same: close the browser, run it twice, and trust no difference of a tenth.
+def fastest(function, *arguments):
+    times = []
+    while len(times) < 3 or sum(times) < args.seconds:
+        start = time.perf_counter()
+        function(*arguments)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+threadpool_limits(1, user_api="blas")  # from here on BLAS keeps to the thread that calls it
+left, right, product = rng.random((3, 1024, 1024), dtype=np.float32)
+peak, work = 2 * 1024**3 / fastest(np.matmul, left, right, product), SIZE**2 // 4 * OUTPUTS * 16 * INPUTS
+print(f"\nA product of 1024x1024 float32 matrices, one core: {peak / 1e9:.1f} GFLOP/s. The layer: {work:,} "
+      f"multiplications an image,\nwhich every row counts; 9/16 are {work * 9 // 16:,}. {IMAGES} images, one core:\n"
+      f"{'ms/image':>38s}{'images/s':>10s}{'x before':>10s}{'x first':>9s}{'GFLOP/s':>9s}{'of product':>12s}")
+
+
+def step(name, why, function, pixels=IMAGES * SIZE**2 // 4):
+    """Time a function that makes the first output pixels, check them, and print a row. It always counts 16 products."""
+    steps[name] = rate = pixels / (SIZE**2 // 4) / fastest(function)
+    assert np.allclose(np.reshape(function(), (-1, OUTPUTS)), answer[:pixels], rtol=0, atol=1e-4)
+    (first, *_), before, speed = steps.values(), [*steps.values()][-2:][0], 2 * work * rate
+    print(f"{name:28s}{1e3 / rate:10.3f}{rate:10,.1f}{rate / before:10.1f}{rate / first:9,.0f}{speed / 1e9:9.3f}"
+          f"{speed / peak:12.2%}\n    {why}", flush=True)
+
+
+conv, fast = (kind(INPUTS, OUTPUTS, 4, np.random.default_rng(1), 2, 1) for kind in (Conv2d, WinogradConv2d))
+conv.bias.value[...] = fast.bias.value[...] = np.linspace(-1, 1, OUTPUTS)
+weight, bias, matrix, steps = conv.weight.value, conv.bias.value, conv.weight.value.reshape(-1, OUTPUTS), {}
+x = rng.standard_normal((IMAGES, SIZE, SIZE, INPUTS), dtype=np.float32)
+answer = conv.forward(x).reshape(-1, OUTPUTS)
+padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # of the first three steps, which are timed without it
+numbers, taps = padded[0].tolist(), weight.tolist()  # Python is slower still at picking single numbers from an array
+
+
+# %% Steps 1 to 3: loops, in Python and out of it
+def loops():
+    return [bias[f] + sum(numbers[2 * i + a][2 * j + b][c] * taps[a][b][c][f]
+                          for a in range(4) for b in range(4) for c in range(INPUTS))
+            for i in range(4) for j in range(SIZE // 2) for f in range(OUTPUTS)]
+
+
+def offsets():
+    y = np.zeros((IMAGES, SIZE // 2, SIZE // 2, OUTPUTS), np.float32) + bias
+    for a, b in np.ndindex(4, 4):  # pixel (a, b) of every patch: every second pixel of the image, from there on
+        y += padded[:, a : a + SIZE : 2, b : b + SIZE : 2] @ weight[a, b]
+    return y
+
+
+step("1 nested loops", "every number goes through the interpreter (4 rows of one image, scaled up)", loops, 2 * SIZE)
+step("2 a product for each patch", "compiled loops, many numbers an instruction; but Python sees every pixel",
+     lambda: [padded[n, 2 * i : 2 * i + 4, 2 * j : 2 * j + 4].reshape(-1) @ matrix + bias
+              for n in range(IMAGES) for i in range(SIZE // 2) for j in range(SIZE // 2)])
+step("3 a product for each offset", "16 turns of Python instead of thousands; but each adds to all of y anew", offsets)
+
+# %% Steps 4 to 6: one product
+step("4 unfold, one product", "BLAS adds up in registers, and reuses what is in cache; unfold copies a pixel 4 times",
+     lambda: unfold(x, 4, 2, 1, Workspace()) @ matrix + bias)
+step("5 Conv2d", "the same arrays at every call: new ones cost page faults", lambda: conv.forward(x))
+step("6 WinogradConv2d", "9 products for 16, and 9/4 copies of a pixel for 4", lambda: fast.forward(x))
+n, h, f, space = IMAGES, SIZE // 4, OUTPUTS, Workspace()
+nine, quads = np.empty((9, n * h * h, f), "f"), np.empty((n, h, 2, h, 2, f), "f").transpose(2, 4, 0, 1, 3, 5)
+tiles, kernels = winograd.tiles_of(x, space), winograd.kernels_of(weight, space)
+parts = {"tiles_of": (winograd.tiles_of, x, space), "kernels_of": (winograd.kernels_of, weight, space),
+         "9 products": (np.matmul, tiles, kernels, nine),
+         "four_of_nine": (winograd.four_of_nine, nine.reshape(3, 3, n, h, h, f), quads, space)}
+print("    " + ", ".join(f"{part} {1e3 / n * fastest(*call):.3f}" for part, call in parts.items()) + " ms/image")
+
+# %% A thread on each core
+# NumPy copies and adds on one core, whatever BLAS does. So give each core a thread, with a layer and shards of its own:
+# then all cores do all of the work, and in arrays that are small enough for their caches.
+cores, pool = available_cores(), ThreadPoolExecutor(available_cores())
+shards = [rng.standard_normal(x.shape, dtype=np.float32) for _ in range(max(cores, 4))]
+batch = np.concatenate(shards)
+
+
+def on_threads(layers):
+    return [*pool.map(lambda i: [layers[i].forward(shard) for shard in shards[i :: len(layers)]], range(len(layers)))]
+
+
+print(f"\nimages/s, {len(batch)} images   on one core   a thread on each of {cores}   one call, BLAS on all cores")
+for one in (conv, fast):
+    layers = [copy.deepcopy(one) for _ in range(cores)]
+    fastest(lambda: [*pool.map(np.matmul, [left] * cores, [right] * cores)])  # BLAS starts slow in some threads
+    rates = [len(batch) / fastest(on_threads, some) for some in (layers[:1], layers)]
+    assert np.allclose(on_threads(layers)[-1][0], conv.forward(shards[cores - 1]), rtol=0, atol=1e-4)
+    with threadpool_limits(cores, user_api="blas"):
+        rates.append(len(batch) / fastest(one.forward, batch))
+    print(f"{type(one).__name__:24s}{rates[0]:13,.0f}{rates[1]:25,.0f}{rates[2]:30,.0f}")
+try:
+    import torch
+except ImportError:
+    print("PyTorch is not installed here; where it is, this lesson times it too.")
+else:
+    x, w, b = (torch.from_numpy(a) for a in (batch.transpose(0, 3, 1, 2), weight.transpose(3, 2, 0, 1), bias))
+    for i, threads in enumerate((1, cores)):
+        torch.set_num_threads(threads)
+        rates[i] = max(len(batch) / fastest(torch.conv2d, *(a.contiguous(memory_format=form) for a in (x, w)), b, 2, 1)
+                       for form in (torch.contiguous_format, torch.channels_last))
+    steps["PyTorch"] = rates[0]
+    print(f"{'PyTorch':24s}{rates[0]:13,.0f}{rates[1]:55,.0f}")
+pictures.bars(args.out / "steps.png", steps, "images per second on one core",
+              (peak / 2 / work, f"16 products at the speed of BLAS, {peak / 1e9:.0f} GFLOP/s"))
+print(f"{args.out}/steps.png")
+
+# %% What you should see
+# Hundreds of times the speed as soon as Python no longer sees single numbers, and five times or so after that. The last
+# step comes near the line of the chart, or past it, for it takes fewer products than the line is drawn for. With a
+# thread on each core it nearly gains a factor of the number of cores, if they are free; BLAS's own threads gain less.
+#
+# Exercises
+# 1. The model's first layer is IMAGES, SIZE, INPUTS, OUTPUTS = 32, 64, 3, 32. Why does build_encoder take Conv2d there?
+# 2. Set IMAGES to 2, and to 128. Which steps mind, and why? What has it to do with SHARD_SIZE in vae_np/parallel.py?
+# 3. Find four products that make three outputs of a kernel of two taps. How many would 3x3 outputs take, for 36?
