@@ -64,6 +64,12 @@ def test_only_the_backend_imports_cupy_and_only_images_imports_matplotlib():
     assert loaded.stdout.strip() == "False"
 
 
+def test_importing_the_package_is_quick_since_no_large_module_comes_with_it():
+    large = "{'matplotlib', 'scipy', 'PIL', 'hypothesis'}"
+    code = f"import sys, vae_np; print(sorted({large} & sys.modules.keys()), 'numpy' in sys.modules)"
+    assert import_with(None, code).stdout.split() == ["[]", "True"]
+
+
 def test_the_package_knows_no_lesson_and_no_tool():
     for path in PACKAGE.glob("*.py"):
         assert not {name for name, _ in imported_modules(path) if name.split(".")[0] in {"lessons", "data_tools"}}, path

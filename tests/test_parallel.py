@@ -1,5 +1,6 @@
 """A batch split over threads must give what the whole batch gives."""
 
+import threading
 import time
 
 import numpy as np
@@ -8,8 +9,10 @@ from threadpoolctl import threadpool_info
 
 from vae_np import VAE, parallel
 from vae_np.backend import to_cpu, to_device
+from vae_np.gradcheck import relative_error
 from vae_np.losses import LIKELIHOODS, Bernoulli, CalibratedGaussian, squared_error
 from vae_np.parallel import Workers
+from vae_np.train import Settings, Trainer
 
 COUNT = 13
 
@@ -57,6 +60,63 @@ def test_the_same_bits_every_time(task):
         gradients.append(to_cpu(model.grads).copy())
     np.testing.assert_array_equal(gradients[0], gradients[1])
     np.testing.assert_array_equal(gradients[0], gradients[2])
+
+
+def test_the_number_of_threads_changes_the_gradient_of_the_default_model_by_rounding_only(rng):
+    model = VAE()
+    x, eps = to_device(rng.random((48, 64, 64, 3), np.float32)), to_device(rng.standard_normal((48, 128), np.float32))
+    terms, gradients = [], []
+    for threads in (1, 2, 3):
+        terms.append(Workers(model, threads).loss_and_gradient(x, eps, Bernoulli()))
+        gradients.append(to_cpu(model.grads).copy())
+    for i in (1, 2):
+        np.testing.assert_allclose(terms[i], terms[0], rtol=1e-5)
+        assert relative_error(gradients[i], gradients[0]) < 1e-4
+
+
+@pytest.fixture
+def busy():
+    """Another thread that takes all the time it can get, in Python and in BLAS, while a test runs."""
+    stop, a = threading.Event(), np.ones((200, 200))
+
+    def work():
+        while not stop.is_set():
+            a @ a
+            sum(range(1000))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield
+    stop.set()
+    thread.join()
+
+
+def steps_of(dataset, threads, likelihood, delay=lambda: None):
+    """The bits of all parameters after each of five training steps, in which `delay` holds each shard up."""
+    settings = Settings(batch_size=24, likelihood=likelihood, warmup_steps=0)
+    trainer = Trainer(VAE(image_size=16, channels=(4, 6), latent_dim=5), dataset, settings, threads)
+    for replica in trainer.workers.replicas:
+        def held_up(*arguments, original=replica.loss_and_gradient, **options):
+            delay()
+            return original(*arguments, **options)
+
+        replica.loss_and_gradient = held_up
+    x, bits = dataset.split("train").astype(np.float32) / 255, []
+    for _ in range(5):
+        trainer.train_step(x)
+        bits.append(to_cpu(trainer.model.values).tobytes())
+    return bits
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "calibrated"])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_training_gives_the_same_bits_however_long_each_shard_takes(ramps, threads, likelihood, busy, monkeypatch):
+    monkeypatch.setattr(parallel, "SHARD_SIZE", 3)  # eight shards: more than one for each worker
+    expected = steps_of(ramps, threads, likelihood)
+    assert len(set(expected)) == 5
+    for seed in range(2):
+        durations = np.random.default_rng(seed).choice([0, 0.004], 1000).tolist()
+        assert steps_of(ramps, threads, likelihood, lambda left=durations: time.sleep(left.pop())) == expected
 
 
 def test_map_covers_every_index_once_and_in_order(task, monkeypatch):

@@ -217,6 +217,13 @@ def test_long_inputs_go_through_in_shards_and_come_out_the_same(rng):
     assert 0 <= images.min() < images.max() <= 1
 
 
+def test_no_images_give_no_codes_and_no_images():
+    model = VAE(**SMALL)
+    mu, log_var = model.encode(GOOD[:0])
+    assert mu.shape == log_var.shape == (0, 5)
+    assert model.decode(mu).shape == model.sample(0, np.random.default_rng(0)).shape == (0, 16, 16, 3)
+
+
 def test_results_do_not_change_when_the_model_is_used_again(rng):
     model = VAE(**SMALL)
     x, eps = batch(rng, model)

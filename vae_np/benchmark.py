@@ -9,6 +9,7 @@ The last line is JSON; images_per_second is the median over the steps that were 
 import json
 import statistics
 import sys
+import threading
 import time
 from collections import defaultdict
 
@@ -39,19 +40,19 @@ class RandomImages:
 
 
 class Profile:
-    """Seconds spent in the layers, the loss and the update, added up over all threads."""
+    """Seconds spent in the layers, added up over all threads, and in the update."""
 
     def __init__(self, trainer):
         self.trainer = trainer
         self.seconds = defaultdict(float)
+        self.lock = threading.Lock()
         for replica in trainer.workers.replicas:
             for part, network in (("encoder", replica.encoder), ("decoder", replica.decoder)):
                 for number, layer in enumerate(network.layers):
                     name = f"{part}.{number} {layer!r}"
                     self._watch(layer, "forward", (name, "forward"))
-                    first = layer is replica.encoder.layers[0]
+                    first = layer is replica.encoder.layers[0]  # of which training needs no gradient of the images
                     self._watch(layer, "backward_parameters" if first else "backward", (name, "backward"))
-            self._watch(replica, "loss_and_gradient", "replicas")
         self._watch(trainer.adam, "update", "Adam")
 
     def _watch(self, owner, method, key):
@@ -60,7 +61,9 @@ class Profile:
         def timed(*args, **kwargs):
             start = time.perf_counter()
             result = original(*args, **kwargs)
-            self.seconds[key] += time.perf_counter() - start
+            elapsed = time.perf_counter() - start
+            with self.lock:
+                self.seconds[key] += elapsed
             return result
 
         setattr(owner, method, timed)
@@ -76,10 +79,9 @@ class Profile:
         layers = {key: value / threads for key, value in self.seconds.items() if isinstance(key, tuple)}
         for name in dict.fromkeys(name for name, _ in layers):
             row(name, layers[name, "forward"], layers[name, "backward"])
-        inside = self.seconds["replicas"] / threads
-        row("noise to z, likelihood, KL divergence, checks of the input", inside - sum(layers.values()))
         row("Adam", self.seconds["Adam"])
-        row("sums of gradients, clipping, drawing noise, waiting", seconds - inside - self.seconds["Adam"])
+        row("noise, losses, sums of gradients, clipping, waiting",
+            seconds - sum(layers.values()) - self.seconds["Adam"])
         row("all", seconds)
 
 

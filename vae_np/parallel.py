@@ -60,7 +60,7 @@ class Workers:
         worker is the number of the thread that runs it, shard a slice. An exception in a worker is raised here, once
         no worker is at work any more.
         """
-        size = self.shard_size(count)
+        size = max(1, self.shard_size(count))
         shards = [slice(start, min(start + size, count)) for start in range(0, count, size)]
         results = [None] * len(shards)
 

@@ -77,7 +77,7 @@ def tiles_of(x, workspace):
     """
     n, h, w, c = x.shape
     th, tw = h // 4, w // 4
-    group = min(n, GROUP)
+    group = max(1, min(n, GROUP))
     padded = workspace.get("padded", (group, h + 2, w + 2, c), x.dtype)
     rows = workspace.get("rows", (3, th, group, 2, 2 * tw + 1, 2 * c), x.dtype)
     tiles = workspace.get("tiles", (3, 3, n, th, tw, 2, 2 * c), x.dtype)
@@ -95,7 +95,7 @@ def images_of(tiles, shape, workspace):
     """The adjoint of tiles_of: (9, N * H/4 * W/4, 4 C) -> images of this shape (N, H, W, C)."""
     n, h, w, c = shape
     th, tw = h // 4, w // 4
-    group = min(n, GROUP)
+    group = max(1, min(n, GROUP))
     padded = workspace.get("sums", (group, h + 2, w + 2, c), tiles.dtype)
     rows = workspace.get("rows", (3, th, group, 2, 2 * tw + 1, 2 * c), tiles.dtype)
     tiles = tiles.reshape(3, 3, n, th, tw, 2, 2 * c)
@@ -153,7 +153,7 @@ def kernel_gradient(tiles, nine, weight_grad, workspace):
 
 def fits(geometry, height, width):
     """Whether the larger side of a convolution, height x width, falls into whole tiles: 4x4, stride 2, padding 1."""
-    return geometry == (4, 2, 1) and height % 4 == 0 and width % 4 == 0
+    return geometry == (4, 2, 1) and height % 4 == width % 4 == 0 < min(height, width)
 
 
 class WinogradConv2d(Conv2d):
