@@ -26,7 +26,6 @@ from vae_np.metrics import (
     psnr,
     ssim,
 )
-from vae_np.parallel import Workers
 
 parser = command_line(__doc__, "runs/04_reconstruct")
 add_checkpoint(parser)
@@ -77,8 +76,7 @@ assert math.isclose(naive, package, rel_tol=1e-9)
 # images. It has an unfair advantage: its code is exact, while the VAE's has noise on it and costs only `kl` nats.
 likelihood = LIKELIHOODS[info["likelihood"]["name"]]
 likelihood = likelihood() if likelihood is Bernoulli else likelihood(info["likelihood"]["sigma"])
-workers = Workers(model)
-terms = evaluate(workers, held_out, likelihood)
+terms = evaluate(model.workers, held_out, likelihood)
 train = dataset.split("train")
 require(train, 2, "training")
 pca = PrincipalComponents(train[spread(10_000, len(train))], min(model.latent_dim, len(train) - 1))
@@ -106,8 +104,8 @@ print(f"{f'{len(pca.components)} principal components':28s}{quality['pca'][0]:6.
 # Salakhutdinov 2016). All of this holds for Bernoulli() as well, though its p(x | z) is no density of grey values. Here
 # are a few images only, since every weight takes a pass through the decoder.
 few = held_out[:32]
-elbo = evaluate(workers, few, likelihood)
-bounds = {k: importance_weighted_bound(workers, few, likelihood, k) for k in (1, 8, 64)}
+elbo = evaluate(model.workers, few, likelihood)
+bounds = {k: importance_weighted_bound(model.workers, few, likelihood, k) for k in (1, 8, 64)}
 print(f"the first {len(few)} images, nats per image: ELBO {-elbo['recon'] - elbo['kl']:.1f}; "
       + ", ".join(f"L_{k} {bound:.1f}" for k, bound in bounds.items()))
 

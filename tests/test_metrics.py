@@ -259,6 +259,13 @@ def test_the_bound_needs_a_code(k, small):
         importance_weighted_bound(Workers(model, 1), images, Bernoulli(), k)
 
 
+def test_a_mean_over_no_images_is_refused(small):
+    model, images = small
+    for measure in (evaluate, lambda *args: importance_weighted_bound(*args, k=2)):
+        with pytest.raises(InputError, match="there are no images"):
+            measure(model.workers, images[:0], Bernoulli())
+
+
 def test_kl_per_dimension_sums_to_the_kl(rng):
     mu, log_var = rng.standard_normal((20, 4)), rng.standard_normal((20, 4))
     per_dimension = kl_per_dimension(mu, log_var)

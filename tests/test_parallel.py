@@ -1,7 +1,9 @@
 """A batch split over threads must give what the whole batch gives."""
 
+import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -152,3 +154,36 @@ def test_blas_is_held_to_one_thread_while_workers_run(task):
     before = threads(0, None)
     assert Workers(task[0], 2).map(threads, 2) == [[1] * len(before)] * 2
     assert threads(0, None) == before
+
+
+def test_after_ctrl_c_no_worker_goes_on(task, monkeypatch):
+    # A notebook's reader interrupts a cell and runs the next one: it must not meet the workers of the first.
+    workers, begun = Workers(task[0], 2), []
+
+    def interrupted(futures):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    def work(worker, shard):
+        begun.append(shard.start)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(parallel, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        workers.map(work, 100, 1)
+    count = len(begun)
+    assert count < 20
+    time.sleep(0.2)
+    assert len(begun) == count
+
+
+def test_a_model_that_nobody_holds_takes_its_threads_with_it():
+    gc.disable()  # large arrays do not make Python look for cycles
+    try:
+        model = VAE(image_size=16, channels=(4, 6), latent_dim=5)
+        model.sample(3, np.random.default_rng(0))
+        pool = weakref.ref(model.workers.pool)
+        del model
+        assert pool() is None
+    finally:
+        gc.enable()

@@ -14,6 +14,7 @@ from vae_np.errors import InputError
 from vae_np.gradcheck import check_direction
 from vae_np.layers import Dense
 from vae_np.losses import LIKELIHOODS, Bernoulli, CalibratedGaussian, kl_divergence, squared_error
+from vae_np.parallel import Workers
 
 SMALL = {"image_size": 16, "channels": (4, 6), "latent_dim": 5}
 
@@ -103,6 +104,25 @@ def test_everything_stays_float32(rng):
     outputs += [*model.encode(to_cpu(x)), model.decode(to_cpu(eps)), model.sample(2, rng), model.reconstruct(to_cpu(x))]
     outputs += [array for parameter in model.parameters for array in (parameter.value, parameter.grad)]
     assert {array.dtype for array in outputs} == {np.dtype("float32")}
+
+
+def test_a_beta_of_numpys_float64_does_not_make_gradients_float64(rng, monkeypatch):
+    model, seen = VAE(**SMALL), []
+    x, eps = batch(rng, model)
+    backward = model.backward
+    monkeypatch.setattr(model, "backward", lambda *gradients: seen.extend(gradients) or backward(*gradients))
+    model.loss_and_gradient(x, eps, Bernoulli(), beta=np.float64(0.5))
+    assert {gradient.dtype for gradient in seen} == {np.dtype("float32")}
+
+
+def test_encoding_and_decoding_give_the_same_bits_on_any_number_of_threads(rng):
+    model, x = VAE(**SMALL), rng.random((70, 16, 16, 3), dtype=np.float32)
+    pictures = []
+    for threads in (1, 2, 3):
+        model.workers = Workers(model, threads)
+        pictures.append(model.reconstruct(x))
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+    np.testing.assert_array_equal(pictures[0], pictures[2])
 
 
 def test_inputs_are_left_alone(rng):

@@ -54,14 +54,20 @@ def ssim(x, y):
     return similarity.mean(axis=(1, 2, 3))
 
 
+def _require_images(images):
+    if not len(images):
+        raise InputError("there are no images to take a mean over")
+
+
 def evaluate(workers, images, likelihood, seed=0):
     """The ELBO's terms and the PSNR on uint8 images (N, H, W, 3): {"recon", "kl", "psnr"}, means over the images.
 
     recon is estimated with one noise vector an image, drawn from a generator of its own, so that it is the same noise
     every time and training's random numbers stay as they are. PSNR is that of the reconstruction through mu.
     """
-    dtype = workers.model.dtype
-    eps = np.random.default_rng(seed).standard_normal((len(images), workers.model.latent_dim), dtype=dtype)
+    _require_images(images)
+    model = workers.replicas[0]
+    eps = np.random.default_rng(seed).standard_normal((len(images), model.latent_dim), dtype=model.dtype)
 
     def work(worker, shard):
         model = workers.replicas[worker]
@@ -110,6 +116,7 @@ def importance_weighted_bound(workers, images, likelihood, k, seed=0):
     handled alone and has a noise generator of its own, so that the result depends neither on threads nor on shards; a
     larger k adds codes to the same first ones. Raises InputError for k < 1.
     """
+    _require_images(images)
     if k < 1:
         raise InputError(f"k is a number of codes and must be at least 1, not {k}")
 

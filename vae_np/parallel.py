@@ -7,6 +7,7 @@ one product on all cores; BLAS is held to one thread meanwhile, since its own th
 """
 
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
@@ -35,7 +36,7 @@ class Workers:
     """
 
     def __init__(self, model, threads=None):
-        self.model = model
+        self.grads = model.grads  # not the model: each would keep the other, and the threads, alive
         self.threads = 1 if xp is not np else threads or available_cores()
         self.replicas = [model.replica() for _ in range(self.threads)]
         self.sums = [xp.empty_like(model.grads) for _ in range(self.threads)]
@@ -52,35 +53,43 @@ class Workers:
 
     def shard_size(self, count):
         """Images in a shard of a batch of `count`: few enough for a core's cache and for all workers to have work."""
-        return min(SHARD_SIZE, -(-count // self.threads))
+        return max(1, min(SHARD_SIZE, -(-count // self.threads)))
 
-    def map(self, function, count):
+    def map(self, function, count, size=None):
         """Split range(count) into shards and return [function(worker, shard), ...], a result for each shard, in order.
 
-        worker is the number of the thread that runs it, shard a slice. An exception in a worker is raised here, once
-        no worker is at work any more.
+        worker is the number of the replica to use, which no other call uses meanwhile, and shard a slice of at most
+        `size`. function may call a replica's forward and backward, not its encode or decode, which want workers of
+        their own. An exception in a worker, or Ctrl-C, is raised here once no worker is at work any more.
         """
-        size = max(1, self.shard_size(count))
+        size = size or self.shard_size(count)
         shards = [slice(start, min(start + size, count)) for start in range(0, count, size)]
         results = [None] * len(shards)
+        stop = threading.Event()
 
         def work(worker):
             for i in range(worker, len(shards), self.threads):
-                results[i] = function(worker, shards[i])
+                if not stop.is_set():
+                    results[i] = function(worker, shards[i])
 
         with self.one_blas_thread():
             futures = [self.pool.submit(work, worker) for worker in range(self.threads)]
-            wait(futures)
+            try:
+                wait(futures)
+            except KeyboardInterrupt:
+                stop.set()
+                wait(futures)  # or the next call would share replicas with this one
+                raise
         for future in futures:
             future.result()  # raises what the worker raised
         return results
 
     def loss_and_gradient(self, x, eps, likelihood, beta=1.0):
-        """VAE.loss_and_gradient of the whole batch: returns (recon, kl) and leaves the gradient in model.grads."""
+        """VAE.loss_and_gradient of the whole batch: returns (recon, kl), and the gradient is in the model's grads."""
         if isinstance(likelihood, CalibratedGaussian):
             self._calibrate(likelihood, x, eps)
 
-        # backward overwrites a replica's gradients. Where workers have more than one shard, these are added up apart.
+        # A replica's backward overwrites its gradients: the sum over several shards needs a place of its own.
         one_each = len(x) <= self.threads * self.shard_size(len(x))
         sums = [replica.grads for replica in self.replicas] if one_each else self.sums
 
@@ -95,9 +104,9 @@ class Workers:
 
         terms = self.map(work, len(x))
         busy = sums[: len(terms)]  # a batch of few shards leaves some workers without one
-        self.model.grads[...] = busy[0]
+        self.grads[...] = busy[0]
         for total in busy[1:]:
-            self.model.grads += total
+            self.grads += total
         return tuple(sum(term) for term in zip(*terms, strict=True))
 
     def _calibrate(self, likelihood, x, eps):

@@ -5,6 +5,8 @@
 Kingma and Welling 2014, "Auto-encoding variational Bayes".
 """
 
+import functools
+
 import numpy as np
 
 from vae_np.backend import to_cpu, to_device, xp
@@ -12,7 +14,7 @@ from vae_np.conv import Conv2d, ConvTranspose2d
 from vae_np.errors import InputError
 from vae_np.layers import Dense, LeakyReLU, Reshape, Sequential, bind, pack
 from vae_np.losses import kl_divergence, sigmoid
-from vae_np.parallel import Workers
+from vae_np.parallel import SHARD_SIZE, Workers
 from vae_np.winograd import WinogradConv2d, WinogradConvTranspose2d
 
 
@@ -58,7 +60,11 @@ class VAE:
         self.decoder = build_decoder(image_size, channels, latent_dim, rng, dtype)
         self.parameters = self.encoder.parameters + self.decoder.parameters
         self.values, self.grads = pack(self.parameters)
-        self.workers = None  # threads for encode and decode, made when first needed
+
+    @functools.cached_property
+    def workers(self):
+        """The threads that encode and decode run on, one for each core; assign Workers(model, threads) for others."""
+        return Workers(self)
 
     def replica(self):
         """A VAE that shares this one's parameters and has gradients and caches of its own, for another thread."""
@@ -97,6 +103,7 @@ class VAE:
 
         batch_size: where x is a shard, the size of the whole batch. Returns (recon, kl), in nats per image.
         """
+        beta = float(beta)  # a float64 of NumPy's would make every gradient float64
         logits, mu, log_var = self.forward(x, eps)
         recon, dlogits = likelihood(logits, x, batch_size)
         kl, dmu, dlog_var = kl_divergence(mu, log_var, batch_size)
@@ -127,13 +134,12 @@ class VAE:
         return self.decode(eps * self.dtype.type(temperature))
 
     def _in_shards(self, x, shape, function):
-        self.workers = self.workers or Workers(self)
-        y = np.empty((len(x), *shape), self.dtype)
+        workers, y = self.workers, np.empty((len(x), *shape), self.dtype)
 
         def work(worker, shard):
-            y[shard] = to_cpu(function(self.workers.replicas[worker], to_device(x[shard])))
+            y[shard] = to_cpu(function(workers.replicas[worker], to_device(x[shard])))
 
-        self.workers.map(work, len(x))
+        workers.map(work, len(x), SHARD_SIZE)  # whatever the number of threads: the same seed, the same picture
         return y
 
     def _check_images(self, x):
