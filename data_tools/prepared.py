@@ -115,8 +115,8 @@ def map_rows(task, count, workers, description, chunk=64, items=None):
 def submit_all(pool, task, inputs):
     """pool.map over tuples of arguments, with workers, which it starts, that Ctrl-C cannot reach while they start.
 
-    Processes inherit which signals are blocked. In the parent, a Ctrl-C that comes meanwhile counts at the end: any of
-    its threads may get it, which a handler notes.
+    Processes inherit which signals are blocked, except on Windows, which has no such thing. In the parent, a Ctrl-C
+    that comes meanwhile counts at the end: any of its threads may get it, which a handler notes.
     """
     noted = []
     handler = signal.signal(signal.SIGINT, lambda *_: noted.append(True))

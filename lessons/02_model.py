@@ -150,14 +150,15 @@ print("\npython -m vae_np.gradcheck")
 print_table(all_checks())
 
 # %% Break it
-# Would these checks notice? Plant a bug and see. Twelve that real projects have shipped are in lessons/bugs.py, each a
-# few lines. Some of them no finite difference can find, because forward and backward are wrong together.
+# Would these checks notice? Plant a bug and see. Twelve of the kind that real projects ship are in lessons/bugs.py,
+# each a few lines. Some of them no finite difference can find: where forward and backward are wrong together, they fit.
 print("\npython lessons/02_model.py --break NAME")
 list_bugs()
 
 # %% The whole model
 # Each convolution halves height and width. Multiplications are what training costs; a dense layer has many weights but
-# uses each once, a convolution uses its few weights at every place.
+# uses each once, a convolution uses its few weights at every place. The Winograd layers are convolutions, too, and get
+# by with 9/16 of the multiplications that the table counts for them; lesson 10 shows how.
 print(f"\n{model}\n{'layer':62s} {'output':>16s} {'parameters':>11s} {'multiplications':>16s}")
 h = to_device(rng.random((1, args.image_size, args.image_size, 3), dtype=np.float32))
 for part, network in (("encoder", model.encoder), ("decoder", model.decoder)):

@@ -1,4 +1,4 @@
-"""Bugs that real projects have shipped, planted at run time, and the checks that catch them: lesson 2, --break NAME.
+"""Bugs of the kind that real projects ship, planted at run time, and the checks that catch them: lesson 2, --break.
 
 A bug is a class whose functions take the place of functions of the package, of the same names, inside a `with planted`
 block. Its docstring explains it. The package itself knows nothing of this.
@@ -52,11 +52,11 @@ def check_kl_value(rng):
 
 
 def check_inputs_unchanged(rng):
-    """No layer writes to the arrays that it is given."""
+    """No layer writes to its input."""
     for layer, shape in layer_examples(rng):
         x = to_device(rng.standard_normal(shape))
         before = x.copy()
-        layer.backward(layer.forward(x))
+        layer.backward(layer.forward(x).copy())
         yield Result(" ".join(repr(layer).split()), "input", "the same afterwards", relative_error(x, before))
 
 
@@ -66,7 +66,7 @@ def check_float32(rng):
     x, eps = (to_device(rng.random(shape, dtype=np.float32)) for shape in ((2, 16, 16, 3), (2, 5)))
     logits, mu, log_var = model.forward(x, eps)
     recon, dlogits = Bernoulli()(logits, x)
-    model.backward(dlogits, mu, log_var)
+    model.backward(dlogits, mu, log_var)  # any gradients will do for dmu and dlog_var
     arrays = (logits, mu, log_var, recon, dlogits, model.reparameterization.std, model.encoder.layers[1].y, model.grads)
     yield Result("VAE", "dtype", "float32 throughout", float(np.mean([array.dtype != np.float32 for array in arrays])))
 
@@ -86,10 +86,12 @@ SECOND_OPINIONS = {"adjoint": check_adjoint, "deviation": check_deviation, "KL v
 BUGS = {}
 
 
-def bug(name, on, caught_by):
+def replaces(name, on, caught_by):
     """Register the class below as a bug: its functions replace those of the same names of a class or module, `on`.
 
-    caught_by names the check that is meant to catch it, one of gradcheck.all_checks() or of SECOND_OPINIONS.
+    caught_by names the check that is meant to catch it, one of gradcheck.all_checks() or of SECOND_OPINIONS. A function
+    that needs the right one keeps it as the default of an argument: right=VAE.backward is looked up when the class is
+    defined, before the name is given to the broken one.
     """
 
     def register(cls):
@@ -114,7 +116,7 @@ def planted(bug):
         yield
 
 
-@bug("log-var-as-log-std", on=Reparameterization, caught_by="deviation")
+@replaces("log-var-as-log-std", on=Reparameterization, caught_by="deviation")
 class LogVarianceAsLogDeviation:
     """exp(log_var) is the variance; the deviation is its root, exp(log_var / 2). Here backward fits the wrong forward,
     so finite differences find nothing: it is the right gradient of another model, whose z spreads too far and whose KL
@@ -128,18 +130,18 @@ class LogVarianceAsLogDeviation:
         return dz, dz * self.std * self.eps
 
 
-@bug("noise-drawn-again", on=Reparameterization, caught_by="Reparameterization")
+@replaces("noise-drawn-again", on=Reparameterization, caught_by="Reparameterization")
 class NoiseDrawnAgain:
     """backward needs the noise that forward used. Fresh noise has mean 0, so the gradient of log_var averages to
     nothing and the encoder never learns how sure it may be; the loss still falls, since mu gets its gradient.
     Noise is an argument in this package, so that such a slip takes an effort, and a check can hold it fixed."""
 
-    def backward(self, dz):
+    def backward(self, dz):  # from a fixed seed here, so that the table is the same every time
         eps = to_device(np.random.default_rng(1).standard_normal(dz.shape, dtype=dz.dtype))
         return dz, dz * self.std * eps * 0.5
 
 
-@bug("kl-averaged", on=losses, caught_by="KL value")
+@replaces("kl-averaged", on=losses, caught_by="KL value")
 class KLAveraged:
     """The reconstruction is summed over pixels; a KL averaged over Z latents then weighs 1/Z of what it should. With
     128 of them that is a beta of 1/128 without saying so: good reconstructions, hopeless samples. Value and gradient
@@ -149,7 +151,7 @@ class KLAveraged:
         return tuple(term / mu.shape[1] for term in right(mu, log_var, batch_size))
 
 
-@bug("kernel-flipped", on=ConvTranspose2d, caught_by="adjoint")
+@replaces("kernel-flipped", on=ConvTranspose2d, caught_by="adjoint")
 class KernelFlipped:
     """A true convolution flips its kernel, a layer's cross-correlation does not, and whoever ports one as the other
     flips too often. Forward and backward agree, and a freshly trained model hides it: it learns flipped kernels.
@@ -173,18 +175,18 @@ class KernelFlipped:
         weight[...] = weight[::-1, ::-1].copy()
 
 
-@bug("height-width-swapped", on=Conv2d, caught_by="Conv2d")
+@replaces("height-width-swapped", on=Conv2d, caught_by="Conv2d")
 class HeightWidthSwapped:
     """Kernels are square, so a gradient with its two spatial axes swapped has the right shape and the right norm.
     Training goes on, only worse. An upstream gradient of ones could not tell the axes apart on a symmetric input,
-    which is why the check draws a random one. Only the line of the weight fails; input and bias are right."""
+    which is why the check draws a random one. Of a layer's lines only the weight's fails; input and bias are right."""
 
     def backward_parameters(self, dy, right=Conv2d.backward_parameters):
         right(self, dy)
         self.weight.grad[...] = self.weight.grad.transpose(1, 0, 2, 3).copy()
 
 
-@bug("bias-averaged", on=layers, caught_by="Conv2d")
+@replaces("bias-averaged", on=layers, caught_by="Conv2d")
 class BiasAveraged:
     """A bias is added to every pixel of every image, so its gradient is a sum over all of them. A mean points the same
     way and is thousands of times too small; Adam, which does not mind the scale of a gradient, hides it completely.
@@ -194,7 +196,7 @@ class BiasAveraged:
         return dy.reshape(-1, dy.shape[-1]).mean(axis=0)
 
 
-@bug("fold-overwrites", on=conv, caught_by="ConvTranspose2d")
+@replaces("fold-overwrites", on=conv, caught_by="ConvTranspose2d")
 class FoldOverwrites:
     """With `=` for `+=` in fold, the last patch wins wherever patches overlap, and the others are lost.
     4x4 kernels at stride 2 cover every pixel four times, so that three quarters of all terms are missing.
@@ -211,7 +213,7 @@ class FoldOverwrites:
         return padded[:, padding : padding + h, padding : padding + w]
 
 
-@bug("slope-forgotten", on=LeakyReLU, caught_by="LeakyReLU")
+@replaces("slope-forgotten", on=LeakyReLU, caught_by="LeakyReLU")
 class SlopeForgotten:
     """Forward lets a fifth of every negative number pass; this backward is the one of a plain ReLU and passes nothing.
     Units that are negative get no gradient, die as those of a ReLU do, and training is a little worse than it need
@@ -221,7 +223,7 @@ class SlopeForgotten:
         return dy * (self.y > 0)
 
 
-@bug("input-modified", on=LeakyReLU, caught_by="inputs")
+@replaces("input-modified", on=LeakyReLU, caught_by="inputs")
 class InputModified:
     """To save memory, the activation is computed in the array that it was given. But that array belongs to the
     caller: the layer before may need it for its backward pass, and a batch that is used twice is no longer the
@@ -233,7 +235,7 @@ class InputModified:
         return x
 
 
-@bug("gradient-twice", on=VAE, caught_by="ELBO")
+@replaces("gradient-twice", on=VAE, caught_by="ELBO")
 class GradientTwice:
     """The decoder's gradient must reach the encoder once. Where gradients are accumulated and a part of the backward
     pass runs twice, it counts double, as if the reconstruction weighed 2 and the KL 1 for the encoder alone.
@@ -244,7 +246,7 @@ class GradientTwice:
         return right(self, dlogits, dmu + more_dmu, dlog_var + more_dlog_var)
 
 
-@bug("adam-uncorrected", on=Adam, caught_by="Adam")
+@replaces("adam-uncorrected", on=Adam, caught_by="Adam")
 class AdamUncorrected:
     """Adam's averages start at 0: after one step m is a tenth of the gradient, v a thousandth of its square. The first
     step is then 0.1 / sqrt(0.001) = 3.2 times too long, and steps stay wrong for about a thousand more.
@@ -256,7 +258,7 @@ class AdamUncorrected:
         self.step = step + 1
 
 
-@bug("float64-noise", on=Reparameterization, caught_by="float32")
+@replaces("float64-noise", on=Reparameterization, caught_by="float32")
 class Float64Noise:
     """NumPy draws float64 unless told otherwise, and float32 times float64 is float64: from z on, the whole decoder
     computes in double precision, at half the speed and with twice the memory. Every number is right, if

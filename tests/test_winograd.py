@@ -116,7 +116,7 @@ def test_computes_what_the_simple_layer_computes(
     x = draw(rng, (batch, tiles[0] * tile, tiles[1] * tile, inputs), dtype)
     dy = draw(rng, simple.forward(x).shape, dtype)
     fast, slow = results(layer, x, dy), results(simple, x, dy)
-    assert layer.fits
+    assert layer.fast
     assert {array.dtype for array in fast.values()} == {np.dtype(dtype)}
     errors = {name: relative_error(array, slow[name]) for name, array in fast.items()}
     assert max(errors.values()) < tolerance, errors
@@ -157,7 +157,7 @@ def test_six_layers_of_the_default_model_take_the_fast_path_and_its_two_ends_of_
     model.forward(draw(rng, (1, 64, 64, 3), "float32").clip(0, 1), draw(rng, (1, 128), "float32"))
     fast = {name: layer for name, layer in layers_of(model) if is_fast(layer)}
     assert list(fast) == ["encoder.2", "encoder.4", "encoder.6", "decoder.3", "decoder.5", "decoder.7"]
-    assert all(layer.fits for layer in fast.values())
+    assert all(layer.fast for layer in fast.values())
     ends = {name: type(layer) for name, layer in layers_of(model) if name in ("encoder.0", "decoder.9")}
     assert ends == {"encoder.0": Conv2d, "decoder.9": ConvTranspose2d}
 
@@ -202,7 +202,7 @@ def test_a_kernel_and_an_image_of_one_tile_by_hand(rng):
     layer.bias.value[...] = 100
     x = np.add.outer(10.0 * np.arange(4), np.arange(4))
     y = layer.forward(to_device(x[None, :, :, None]))
-    assert layer.fits
+    assert layer.fast
     np.testing.assert_array_equal(to_cpu(y)[0, :, :, 0], [[100 + 2 * 22, 100], [100, 100 + 11]])
 
 
@@ -274,7 +274,7 @@ def test_what_does_not_fit_is_left_to_the_simple_layer(kind, simple_kind, tile, 
     layer.backward_parameters(dy)
     simple.backward_parameters(dy)
     np.testing.assert_array_equal(to_cpu(layer.weight.grad), to_cpu(simple.weight.grad))
-    assert not layer.fits
+    assert not layer.fast
     assert not products.shapes
 
 
@@ -328,7 +328,7 @@ def test_other_sizes_in_between_leave_nothing_behind(kind, simple_kind, tile, dt
         x = draw(rng, (batch, int(rows * tile) or 1, int(columns * tile), 3), dtype)
         dy = draw(rng, simple.forward(x).shape, dtype)
         assert_same_bits(results(layer, x, dy), results(simple_twin(layer, kind), x, dy))
-        ways.append(layer.fits)
+        ways.append(layer.fast)
     assert ways == [rows == int(rows) and columns == int(columns) for _, rows, columns in CALLS]
 
 

@@ -137,7 +137,7 @@ def layer_examples(rng):
 
 
 def layer_kinds(base=Layer):
-    """Every subclass of Layer in the package that has a forward of its own, in the order of their definitions."""
+    """Every subclass of Layer in the package that has a forward of its own, each before its own subclasses."""
     below = [kind for child in base.__subclasses__() for kind in (child, *layer_kinds(child))]
     return [kind for kind in below if kind.forward is not Layer.forward and kind.__module__.startswith("vae_np.")]
 
@@ -164,7 +164,7 @@ def recon_of(likelihood, logits, x):
 def check_likelihood(likelihood, rng):
     """The gradient of a likelihood with respect to the logits."""
     logits, x = to_device(2 * rng.standard_normal((2, 3, 4, 3))), to_device(rng.random((2, 3, 4, 3)))
-    recon_of(likelihood, logits, x)
+    recon_of(likelihood, logits, x)  # calibrates
     _, dlogits = likelihood(logits, x)
     numerical = numerical_gradient(lambda: recon_of(likelihood, logits, x), logits)
     yield Result(repr(likelihood), "logits", ELEMENTS, relative_error(dlogits, numerical))
@@ -198,7 +198,7 @@ def check_elbo(rng, beta=0.5):
     for kind in LIKELIHOODS.values():
         likelihood = kind()
 
-        def loss(likelihood=likelihood):
+        def loss(likelihood=likelihood):  # as an argument, since the loop goes on
             logits, mu, log_var = model.forward(x, eps)
             return recon_of(likelihood, logits, x) + beta * kl_divergence(mu, log_var)[0]
 

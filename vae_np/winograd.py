@@ -12,9 +12,9 @@ with b0, b1, b2 three neighbouring blocks. The same two numbers are
     m0 = (b0 - b1) g0           m1 = b1 (g0 + g1)           m2 = (b2 - b1) g1           (3 products)
     y0 = m0 + m1                y1 = m1 + m2
 
-Here b is a row of 4 C numbers, g a matrix (4 C, F), and sums of g are taken once for all images. Done for rows and for
-columns: 9 products for 16. This is Winograd's F(2, 2), known as Toom-Cook at the points 0, 1 and infinity (Lavin and
-Gray 2016, "Fast algorithms for convolutional neural networks").
+Here b is a row of 4 C numbers and g a matrix (4 C, F), whose sums are taken once for all images of a call. Done for
+rows and for columns: 9 products for 16. This is Winograd's F(2, 2), known as Toom-Cook at the points 0, 1 and infinity
+(Lavin and Gray 2016, "Fast algorithms for convolutional neural networks").
 
 Every step but the product is linear, so the backward pass is made of the adjoints of the steps. Two of them are each
 other's adjoint already: (g0, g1) -> (g0, g0 + g1, g1) and (m0, m1, m2) -> (m0 + m1, m1 + m2).
@@ -30,7 +30,7 @@ from vae_np.layers import sum_rows
 GROUP = 2 if xp is np else 1 << 40
 
 
-# The four steps in one direction. Each works along the first axis of its arrays and writes to the second one.
+# The four steps in one direction. Each works along the first axis of its arrays, and writes to its second argument.
 
 
 def three_of_two(pair, three):
@@ -70,6 +70,16 @@ def differences_adjoint(three, blocks):
 # The same for images and kernels: first rows, then columns, each time with a view that has their axis in front.
 
 
+def columns_of_rows(rows):
+    """A view (3, TH, N, 2, BW, 2 C) -> (BW, 3, TH, N, 2, 2 C): the columns of blocks in front."""
+    return rows.transpose(4, 0, 1, 2, 3, 5)
+
+
+def columns_of_tiles(tiles):
+    """A view (3, 3, N, TH, TW, 2, 2 C) -> (3, TW, 3, TH, N, 2, 2 C): what `differences` makes of columns_of_rows."""
+    return tiles.transpose(1, 4, 0, 3, 2, 5, 6)
+
+
 def tiles_of(x, workspace):
     """Cut padded images into tiles of 3x3 blocks, in differences: x (N, H, W, C) -> (9, N * H/4 * W/4, 4 C).
 
@@ -86,8 +96,7 @@ def tiles_of(x, workspace):
         count = min(group, n - start)
         padded[:count, 1:-1, 1:-1] = x[start : start + count]  # the border keeps its zeros
         differences(blocks[:count].swapaxes(0, 1), rows[:, :, :count])
-        differences(rows[:, :, :count].transpose(4, 0, 1, 2, 3, 5),
-                    tiles[:, :, start : start + count].transpose(1, 4, 0, 3, 2, 5, 6))
+        differences(columns_of_rows(rows[:, :, :count]), columns_of_tiles(tiles[:, :, start : start + count]))
     return tiles.reshape(9, n * th * tw, 4 * c)
 
 
@@ -103,8 +112,7 @@ def images_of(tiles, shape, workspace):
     x = xp.empty(shape, tiles.dtype)
     for start in range(0, n, group):
         count = min(group, n - start)
-        differences_adjoint(tiles[:, :, start : start + count].transpose(1, 4, 0, 3, 2, 5, 6),
-                            rows[:, :, :count].transpose(4, 0, 1, 2, 3, 5))
+        differences_adjoint(columns_of_tiles(tiles[:, :, start : start + count]), columns_of_rows(rows[:, :, :count]))
         differences_adjoint(rows[:, :, :count], blocks[:count].swapaxes(0, 1))
         x[start : start + count] = padded[:count, 1:-1, 1:-1]
     return x
@@ -143,17 +151,17 @@ def kernels_of(weight, workspace):
     return kernels.reshape(9, -1, weight.shape[-1])
 
 
-def kernel_gradient(tiles, nine, weight_grad, workspace):
+def kernel_gradient(tiles, dproducts, weight_grad, workspace):
     """Write the gradient of the kernels, given the tiles and the gradient of their products with kernels_of(weight)."""
     taps = taps_of(weight_grad)
     dkernels = workspace.get("dkernels", (3, 3, *taps.shape[2:]), weight_grad.dtype)
-    xp.matmul(tiles.swapaxes(1, 2), nine, out=dkernels.reshape(9, -1, weight_grad.shape[-1]))
+    xp.matmul(tiles.swapaxes(1, 2), dproducts, out=dkernels.reshape(9, -1, weight_grad.shape[-1]))
     four_of_nine(dkernels, taps, workspace)
 
 
-def fits(geometry, height, width):
+def in_whole_tiles(geometry, height, width):
     """Whether the larger side of a convolution, height x width, falls into whole tiles: 4x4, stride 2, padding 1."""
-    return geometry == (4, 2, 1) and height % 4 == width % 4 == 0 < min(height, width)
+    return geometry == (4, 2, 1) and height > 0 and width > 0 and height % 4 == 0 and width % 4 == 0
 
 
 class WinogradConv2d(Conv2d):
@@ -162,53 +170,53 @@ class WinogradConv2d(Conv2d):
         forward    T = tiles_of(x)           U = kernels_of(weight)           y = four_of_nine(T U) + b
         backward   D = nine_of_four(dy)      dweight = four_of_nine(T^T D)    dx = images_of(D U^T)
 
-    T, U and D are nine matrices each. Other kernels than 4x4 at stride 2 and padding 1, and images whose height or
-    width 4 does not divide, go through Conv2d.
+    T (tiles), U (kernels), T U (products) and D (dproducts) are nine matrices each. Other kernels than 4x4 at stride 2
+    and padding 1, and images whose height or width 4 does not divide, go through Conv2d.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.kernel_workspace = Workspace()
+        self.kernel_workspace = Workspace()  # of its own, since arrays of the same names have other shapes there
 
     def forward(self, x):
         self._check_images(x)
         n, h, w, _ = self.input_shape = x.shape
-        self.fits = fits(self.geometry, h, w)
-        if not self.fits:
+        self.fast = in_whole_tiles(self.geometry, h, w)
+        if not self.fast:
             return super().forward(x)
         self.tiles = tiles_of(x, self.workspace)
         self.kernels = kernels_of(self.weight.value, self.kernel_workspace)
-        nine = self.workspace.get("nine", (3, 3, n, h // 4, w // 4, self.outputs), x.dtype)
-        xp.matmul(self.tiles, self.kernels, out=nine.reshape(9, -1, self.outputs))
+        products = self.workspace.get("products", (3, 3, n, h // 4, w // 4, self.outputs), x.dtype)
+        xp.matmul(self.tiles, self.kernels, out=products.reshape(9, -1, self.outputs))
         y = xp.empty((n, h // 2, w // 2, self.outputs), x.dtype)
-        four_of_nine(nine, quads_of(y), self.workspace)
+        four_of_nine(products, quads_of(y), self.workspace)
         y += self.bias.value
         return y
 
     def backward_parameters(self, dy):
-        if not self.fits:
+        if not self.fast:
             return super().backward_parameters(dy)
         n, h, w, _ = self.input_shape
-        nine = self.workspace.get("nine", (3, 3, n, h // 4, w // 4, self.outputs), dy.dtype)
-        nine_of_four(quads_of(dy), nine, self.workspace)
-        self.dnine = nine.reshape(9, -1, self.outputs)
-        kernel_gradient(self.tiles, self.dnine, self.weight.grad, self.kernel_workspace)
+        dproducts = self.workspace.get("products", (3, 3, n, h // 4, w // 4, self.outputs), dy.dtype)
+        nine_of_four(quads_of(dy), dproducts, self.workspace)
+        self.dproducts = dproducts.reshape(9, -1, self.outputs)
+        kernel_gradient(self.tiles, self.dproducts, self.weight.grad, self.kernel_workspace)
         self.bias.grad[...] = sum_rows(dy)
 
     def backward(self, dy):
-        if not self.fits:
+        if not self.fast:
             return super().backward(dy)
         self.backward_parameters(dy)
         dtiles = self.workspace.get("dtiles", self.tiles.shape, dy.dtype)
-        xp.matmul(self.dnine, self.kernels.swapaxes(1, 2), out=dtiles)
+        xp.matmul(self.dproducts, self.kernels.swapaxes(1, 2), out=dtiles)
         return images_of(dtiles, self.input_shape, self.workspace)
 
 
 class WinogradConvTranspose2d(ConvTranspose2d):
     """A ConvTranspose2d that takes 9 products for 16 where it can: WinogradConv2d read backwards.
 
-        forward    D = nine_of_four(x)       U = kernels_of(weight)           y = images_of(D U^T) + b
-        backward   T = tiles_of(dy)          dweight = four_of_nine(T^T D)    dx = four_of_nine(T U)
+        forward    S = nine_of_four(x)       U = kernels_of(weight)           y = images_of(S U^T) + b
+        backward   T = tiles_of(dy)          dweight = four_of_nine(T^T S)    dx = four_of_nine(T U)
 
     Other kernels than 4x4 at stride 2 and padding 1, and images of odd height or width, go through ConvTranspose2d.
     """
@@ -220,28 +228,28 @@ class WinogradConvTranspose2d(ConvTranspose2d):
     def forward(self, x):
         self._check_images(x)
         n, h, w, _ = self.input_shape = x.shape
-        self.fits = fits(self.geometry, 2 * h, 2 * w)
-        if not self.fits:
+        self.fast = in_whole_tiles(self.geometry, 2 * h, 2 * w)
+        if not self.fast:
             return super().forward(x)
-        nine = self.workspace.get("nine", (3, 3, n, h // 2, w // 2, self.inputs), x.dtype)
-        nine_of_four(quads_of(x), nine, self.workspace)
-        self.nine = nine.reshape(9, -1, self.inputs)
+        spread = self.workspace.get("spread", (3, 3, n, h // 2, w // 2, self.inputs), x.dtype)
+        nine_of_four(quads_of(x), spread, self.workspace)
+        self.spread = spread.reshape(9, -1, self.inputs)
         self.kernels = kernels_of(self.weight.value, self.kernel_workspace)
-        tiles = self.workspace.get("tiles of y", (9, self.nine.shape[1], 4 * self.outputs), x.dtype)
-        xp.matmul(self.nine, self.kernels.swapaxes(1, 2), out=tiles)
+        tiles = self.workspace.get("tiles of y", (9, self.spread.shape[1], 4 * self.outputs), x.dtype)
+        xp.matmul(self.spread, self.kernels.swapaxes(1, 2), out=tiles)
         y = images_of(tiles, (n, 2 * h, 2 * w, self.outputs), self.workspace)
         y += self.bias.value
         return y
 
     def backward(self, dy):
-        if not self.fits:
+        if not self.fast:
             return super().backward(dy)
         n, h, w, _ = self.input_shape
         tiles = tiles_of(dy, self.workspace)
-        kernel_gradient(tiles, self.nine, self.weight.grad, self.kernel_workspace)
+        kernel_gradient(tiles, self.spread, self.weight.grad, self.kernel_workspace)
         self.bias.grad[...] = sum_rows(dy)
-        dnine = self.workspace.get("dnine", (3, 3, n, h // 2, w // 2, self.inputs), dy.dtype)
-        xp.matmul(tiles, self.kernels, out=dnine.reshape(9, -1, self.inputs))
+        products = self.workspace.get("products", (3, 3, n, h // 2, w // 2, self.inputs), dy.dtype)
+        xp.matmul(tiles, self.kernels, out=products.reshape(9, -1, self.inputs))
         dx = xp.empty(self.input_shape, dy.dtype)
-        four_of_nine(dnine, quads_of(dx), self.workspace)
+        four_of_nine(products, quads_of(dx), self.workspace)
         return dx
