@@ -20,7 +20,7 @@ from vae_np.backend import xp
 from vae_np.command import positive
 from vae_np.conv import Conv2d, Workspace, unfold
 from vae_np.parallel import available_cores
-from vae_np.winograd import WinogradConv2d, differences, differences_adjoint, three_of_two, two_of_three
+from vae_np.winograd import WinogradConv2d
 
 parser = command_line(__doc__, "runs/10_speed")
 parser.add_argument("--seconds", type=positive, default=1.0, help="for each measurement")
@@ -35,25 +35,23 @@ rng = np.random.default_rng(0)
 # these three instead: m0 = (b0 - b1) g0, m1 = b1 (g0 + g1), m2 = (b2 - b1) g1. Then m0 + m1 = b0 g0 + b1 g1, for b1 g0
 # cancels, and m1 + m2 = b1 g0 + b2 g1, for b1 g1 cancels. Additions take the place of a product. That pays where b is
 # a row of many channels and g a matrix: matrices are cheap to add, and not to multiply with.
-def of(function, array, *shape):  # what a function of vae_np.winograd writes, as an array of this shape
-    function(array, result := np.empty(shape, int))
-    return result
-
-
-b, g = np.array([5, 2, 7]), np.array([[3], [4]])
-t, u = of(differences, b, 3, 1), of(three_of_two, g, 3, 1)  # (b0 - b1, b1, b2 - b1) and (g0, g0 + g1, g1)
-print(f"four products     y0 = 5*3 + 2*4 = 23, y1 = 2*3 + 7*4 = 34\nthree products    {t.ravel()} * {u.ravel()} = "
-      f"{(t * u).ravel()}, and neighbours added up: {of(two_of_three, t * u, 2, 1).ravel()}")
+D = np.array([[1, -1, 0], [0, 1, 0], [0, -1, 1]])  # b -> (b0 - b1, b1, b2 - b1)
+E = np.array([[1, 0], [1, 1], [0, 1]])  # g -> (g0, g0 + g1, g1)
+A = np.array([[1, 1, 0], [0, 1, 1]])  # m -> (m0 + m1, m1 + m2)
+b, g = np.array([5, 2, 7]), np.array([3, 4])
+t, u = D @ b, E @ g
+print(f"four products     y0 = 5*3 + 2*4 = 23, y1 = 2*3 + 7*4 = 34\nthree products    {t} * {u} = {t * u}, "
+      f"and neighbours added up: {A @ (t * u)}")
 
 # %% Nine for sixteen
 # Now 3x3 numbers B, a kernel G of 2x2 taps, 2x2 outputs. Take a row for one number: it is the case above, with three
-# products of rows for four. Each of those is that case once more, for columns: 3 * 3 = 9 products for 4 * 4 = 16. So
-# each function is called twice, and the second time sees the array with its columns in front.
+# products of rows for four. Each of those is that case once more, for columns: 3 * 3 = 9 products for 4 * 4 = 16. A
+# matrix on the left works on rows, its transpose on the right on columns.
 B, G = np.array([[1, 2, 0], [3, 1, 4], [2, 5, 1]]), np.array([[1, 2], [3, 1]])
-T = of(differences, of(differences, B, 3, 1, 3)[:, 0].T, 3, 1, 3)[:, 0].T
-U = of(three_of_two, of(three_of_two, G, 3, 2).T, 3, 3).T  # vae_np.winograd calls this nine_of_four
-Y = of(two_of_three, of(two_of_three, T * U, 2, 3).T, 2, 2).T  # and this four_of_nine
-print(f"nine products     {T.tolist()} * {U.tolist()}\n                  = {(T * U).tolist()}, added up: {Y.tolist()}")
+T, U = D @ B @ D.T, E @ G @ E.T
+Y = A @ (T * U) @ A.T
+print(f"3x3 numbers       B {B.tolist()}, kernel G {G.tolist()}\nnine products     {T.tolist()} * {U.tolist()}\n"
+      f"                  = {(T * U).tolist()}, added up: {Y.tolist()}")
 assert np.array_equal(Y, [[(B[i : i + 2, j : j + 2] * G).sum() for j in (0, 1)] for i in (0, 1)]), "as with sixteen"
 
 # %% A layer of such products
@@ -67,22 +65,22 @@ image, kernel = rng.integers(0, 10, (1, 8, 8, 1)), rng.integers(-3, 4, (4, 4, 1,
 tiles, kernels = winograd.tiles_of(image, Workspace()), winograd.kernels_of(kernel, Workspace())
 print(f"8x8 pixels        tiles {tiles.shape} @ kernels {kernels.shape} = {(tiles @ kernels).shape}, 9 for each of 4\n"
       f"                  the fifth of the nine is b1 in both directions, the middle block as it is: {tiles[4, 0]}")
-assert np.array_equal(tiles[4, 0], image[0, 1:3, 1:3].ravel())
 
 # %% Backwards: the adjoints
-# t = D b, u = E g and y = A (t u), where D, E and A are matrices: a linear function shows its own when it is given the
-# identity. By the chain rule each is transposed on the way back, with the product rule in between:
+# t = D b, u = E g and y = A (t u). By the chain rule each matrix is transposed on the way back, with the product rule:
 #     dm = A^T dy          dg = E^T (t dm)          db = D^T (u dm)
-# A is the transpose of E. So nine_of_four and four_of_nine change places, and images_of is tiles_of transposed.
-eye, dy = np.eye(3, dtype=int), np.array([[1], [10]])
-D, E, A = of(differences, eye, 3, 1, 3)[:, 0], of(three_of_two, eye[:2, :2], 3, 2), of(two_of_three, eye, 2, 3)
-print(f"matrices          D {D.tolist()}, E {E.tolist()}, A {A.tolist()}\n"
-      f"backwards         dy {dy.ravel()} -> dg {(E.T @ (t * (A.T @ dy))).ravel()}; by hand 5*1 + 2*10 and 2*1 + 7*10")
-assert np.array_equal(A, E.T) and np.array_equal(of(differences_adjoint, eye[:, None], 3, 3), D.T)
+# A is the transpose of E. So nine_of_four and four_of_nine change places, and images_of is tiles_of transposed. In
+# vae_np.winograd nobody multiplies by these matrices, of course: each is a function that adds. Are they the same?
+dy = np.array([1, 10])
+print(f"backwards         dy {dy} -> dg {E.T @ (t * (A.T @ dy))}; by hand 5*1 + 2*10 and 2*1 + 7*10")
+for name, given, shape, matrix in (("differences", b[:, None], (3, 1, 1), D), ("three_of_two", g[:, None], (3, 1), E),
+                                   ("two_of_three", t[:, None], (2, 1), E.T),
+                                   ("differences_adjoint", t[:, None, None], (3, 1), D.T)):
+    getattr(winograd, name)(given, written := np.empty(shape, int))
+    assert np.array_equal(written.ravel(), matrix @ given.ravel()), name
 
 # %% How fast is this machine?
-# A time below is the least of several, for whatever else the machine does can only add to it. On a busy machine all of
-# them are distorted all the same: close the browser, run it twice, and trust no difference of a tenth.
+# Times are the least of several, since whatever else the machine does adds to them. Trust no difference of a tenth.
 def fastest(function, *arguments):
     times = []
     while len(times) < 3 or sum(times) < args.seconds:
@@ -94,19 +92,21 @@ def fastest(function, *arguments):
 
 threadpool_limits(1, user_api="blas")  # from here on BLAS keeps to the thread that calls it
 left, right, product = rng.random((3, 1024, 1024), dtype=np.float32)
-peak, work = 2 * 1024**3 / fastest(np.matmul, left, right, product), SIZE**2 // 4 * OUTPUTS * 16 * INPUTS
+peak = 2 * 1024**3 / fastest(np.matmul, left, right, product)  # a multiplication and an addition each
+work = (SIZE // 2) ** 2 * OUTPUTS * 16 * INPUTS
 print(f"\nA product of 1024x1024 float32 matrices, one core: {peak / 1e9:.1f} GFLOP/s. The layer: {work:,} "
       f"multiplications an image,\nwhich every row counts; 9/16 are {work * 9 // 16:,}. {IMAGES} images, one core:\n"
-      f"{'ms/image':>38s}{'images/s':>10s}{'x before':>10s}{'x first':>9s}{'GFLOP/s':>9s}{'of product':>12s}")
+      f"{'ms/image':>38s}{'images/s':>10s}{'gain':>10s}{'in all':>9s}{'GFLOP/s':>9s}{'of product':>12s}")
 
 
-def step(name, why, function, pixels=IMAGES * SIZE**2 // 4):
-    """Time a function that makes the first output pixels, check them, and print a row. It always counts 16 products."""
-    steps[name] = rate = pixels / (SIZE**2 // 4) / fastest(function)
-    assert np.allclose(np.reshape(function(), (-1, OUTPUTS)), answer[:pixels], rtol=0, atol=1e-4)
-    (first, *_), before, speed = steps.values(), [*steps.values()][-2:][0], 2 * work * rate
-    print(f"{name:28s}{1e3 / rate:10.3f}{rate:10,.1f}{rate / before:10.1f}{rate / first:9,.0f}{speed / 1e9:9.3f}"
-          f"{speed / peak:12.2%}\n    {why}", flush=True)
+def step(name, why, function, images=IMAGES):
+    """Time a function that makes the output of so many images, check it, and print a row. 16 products count always."""
+    steps[name] = rate = images / fastest(function)
+    made = np.reshape(function(), (-1, OUTPUTS))
+    assert np.allclose(made, answer[: len(made)], rtol=0, atol=1e-4), name
+    rates, speed = list(steps.values()), 2 * work * rate
+    print(f"{name:28s}{1e3 / rate:10.3f}{rate:10,.1f}{rate / rates[max(0, len(rates) - 2)]:10.1f}"
+          f"{rate / rates[0]:9,.0f}{speed / 1e9:9.3f}{speed / peak:12.2%}\n    {why}", flush=True)
 
 
 conv, fast = (kind(INPUTS, OUTPUTS, 4, np.random.default_rng(1), 2, 1) for kind in (Conv2d, WinogradConv2d))
@@ -132,7 +132,7 @@ def offsets():
     return y
 
 
-step("1 nested loops", "every number goes through the interpreter (4 rows of one image, scaled up)", loops, 2 * SIZE)
+step("1 nested loops", "every number goes through the interpreter (4 rows of one image, scaled up)", loops, 8 / SIZE)
 step("2 a product for each patch", "compiled loops, many numbers an instruction; but Python sees every pixel",
      lambda: [padded[n, 2 * i : 2 * i + 4, 2 * j : 2 * j + 4].reshape(-1) @ matrix + bias
               for n in range(IMAGES) for i in range(SIZE // 2) for j in range(SIZE // 2)])
@@ -143,13 +143,13 @@ step("4 unfold, one product", "BLAS adds up in registers, and reuses what is in 
      lambda: unfold(x, 4, 2, 1, Workspace()) @ matrix + bias)
 step("5 Conv2d", "the same arrays at every call: new ones cost page faults", lambda: conv.forward(x))
 step("6 WinogradConv2d", "9 products for 16, and 9/4 copies of a pixel for 4", lambda: fast.forward(x))
-n, h, f, space = IMAGES, SIZE // 4, OUTPUTS, Workspace()
-nine, quads = np.empty((9, n * h * h, f), "f"), np.empty((n, h, 2, h, 2, f), "f").transpose(2, 4, 0, 1, 3, 5)
+space, side = Workspace(), SIZE // 4  # as many tiles in a row and in a column
+nine, y = np.empty((3, 3, IMAGES, side, side, OUTPUTS), "f"), np.empty((IMAGES, 2 * side, 2 * side, OUTPUTS), "f")
 tiles, kernels = winograd.tiles_of(x, space), winograd.kernels_of(weight, space)
 parts = {"tiles_of": (winograd.tiles_of, x, space), "kernels_of": (winograd.kernels_of, weight, space),
-         "9 products": (np.matmul, tiles, kernels, nine),
-         "four_of_nine": (winograd.four_of_nine, nine.reshape(3, 3, n, h, h, f), quads, space)}
-print("    " + ", ".join(f"{part} {1e3 / n * fastest(*call):.3f}" for part, call in parts.items()) + " ms/image")
+         "9 products": (np.matmul, tiles, kernels, nine.reshape(9, -1, OUTPUTS)),
+         "four_of_nine": (winograd.four_of_nine, nine, winograd.quads_of(y), space)}
+print("    " + ", ".join(f"{part} {1e3 / IMAGES * fastest(*call):.3f}" for part, call in parts.items()) + " ms/image")
 
 # %% A thread on each core
 # NumPy copies and adds on one core, whatever BLAS does. So give each core a thread, with a layer and shards of its own:

@@ -16,14 +16,15 @@ import numpy as np
 from vae_np import VAE, conv, layers, losses
 from vae_np.backend import to_device, xp
 from vae_np.conv import Conv2d, ConvTranspose2d
-from vae_np.gradcheck import Result, all_checks, layer_examples, relative_error, results_of
+from vae_np.gradcheck import TOLERANCE, Result, all_checks, layer_examples, name_of, relative_error, results_of
 from vae_np.layers import LeakyReLU
 from vae_np.losses import Bernoulli
 from vae_np.optim import Adam
 from vae_np.vae import Reparameterization
 
-# What finite differences cannot see: they compare backward with forward, so an error that both share passes. Each of
-# these checks has a second opinion instead: another formula, a value worked out by hand, or a promise of the package.
+# What finite differences cannot see: they compare backward with forward, so an error that both share passes, and one
+# that is in neither. Each of these checks has a second opinion instead: another formula, a value worked out by hand, or
+# a promise of the package.
 
 
 def check_adjoint(rng):
@@ -57,7 +58,7 @@ def check_inputs_unchanged(rng):
         x = to_device(rng.standard_normal(shape))
         before = x.copy()
         layer.backward(layer.forward(x).copy())
-        yield Result(" ".join(repr(layer).split()), "input", "the same afterwards", relative_error(x, before))
+        yield Result(name_of(layer, shape), "input", "the same afterwards", relative_error(x, before))
 
 
 def check_float32(rng):
@@ -276,21 +277,24 @@ def place_of(bug):
 def demonstrate(bug):
     """Print what the bug is, its code, and the checks that fail because of it, with their errors before and after."""
     print(f"{bug.name}, planted in {place_of(bug)}\n\n{textwrap.indent(inspect.cleandoc(bug.__doc__), '  ')}\n")
-    for function in bug.functions.values():
-        print(inspect.getsource(function))
+    source = "\n".join(inspect.getsource(function) for function in bug.functions.values())
+    print(source + ("\n    (right is the function as it is in the package)\n" if "right(" in source else ""))
     checks = all_checks() | SECOND_OPINIONS
     before = list(results_of(checks))
     with planted(bug):
         after = list(results_of(checks))
-    print(f"{'check':56s} {'part':8s} {'method':21s} {'before':>6s} {'after':>6s}")
-    failed = [(right, wrong) for right, wrong in zip(before, after, strict=True) if not wrong.passed]
-    for right, wrong in failed:
-        print(f"{right.what:56s} {right.part:8s} {right.method:21s} {right.error:6.0e} {wrong.error:6.0e}")
-    print(f"{len(failed)} of {len(after)} checks catch it.")
+    print(f"{'check':64s} {'part':8s} {'method':21s} {'before':>6s} {'after':>6s}")
+    caught = [(right, wrong) for right, wrong in zip(before, after, strict=True) if right.passed and not wrong.passed]
+    for right, wrong in caught:
+        print(f"{right.what:64s} {right.part:8s} {right.method:21s} {right.error:6.0e} {wrong.error:6.0e}")
+    print(f"{len(caught)} of {len(after)} checks catch it. Errors are |a - b| / (|a| + |b|), where a factor of 2 makes "
+          f"{1 / 3:.0e};\nbelow {TOLERANCE:.0e} a check passes.")
 
 
 def list_bugs():
     """Print the names of all bugs, where they are planted, and the check that is meant to catch each."""
+    gradients = all_checks()
     print(f"{'name':22s} {'planted in':40s} the check that is meant to catch it")
     for name, bug in BUGS.items():
-        print(f"{name:22s} {place_of(bug):40s} {bug.caught_by}")
+        seen_by = "finite differences: " if bug.caught_by in gradients else "a second opinion:   "
+        print(f"{name:22s} {place_of(bug):40s} {seen_by}{bug.caught_by}")

@@ -75,4 +75,4 @@ def test_the_demonstration_shows_the_code_and_the_errors(capsys):
     line = next(line for line in output.splitlines() if line.startswith("LeakyReLU(0.2)"))
     before, after = map(float, line.split()[-2:])
     assert before < 1e-6 < 1e-2 < after
-    assert re.search(r"^\d+ of \d+ checks catch it\.$", output, re.MULTILINE)
+    assert re.search(r"^\d+ of \d+ checks catch it\. ", output, re.MULTILINE)

@@ -142,16 +142,21 @@ def layer_kinds(base=Layer):
     return [kind for kind in below if kind.forward is not Layer.forward and kind.__module__.startswith("vae_np.")]
 
 
+def name_of(layer, shape):
+    """A layer in one line, with the size of its images where it takes images."""
+    return " ".join(repr(layer).split()) + (f" on {shape[1]}x{shape[2]}" if len(shape) == 4 else "")
+
+
 def check_layer_kind(kind, rng):
     """Results for the examples of one kind of layer. A kind without an example fails."""
     examples = [(layer, shape) for layer, shape in layer_examples(rng) if type(layer) is kind]
     if not examples:
-        yield Result(kind.__name__, "everything", "none: layer_examples lacks it", np.nan)
+        yield Result(kind.__name__, "all of it", "has no example in layer_examples", np.nan)
     for layer, shape in examples:
         x = rng.standard_normal(shape)
         x += 0.1 * np.sign(x)  # off LeakyReLU's kink at 0
         for name, error in check_layer(layer, to_device(x), rng).items():
-            yield Result(" ".join(repr(layer).split()), name, ELEMENTS, error)
+            yield Result(name_of(layer, shape), name, ELEMENTS, error)
 
 
 def recon_of(likelihood, logits, x):
@@ -228,14 +233,15 @@ def results_of(checks):
 def print_table(checks):
     """Print a line for every result. Raises VAEError, naming what failed, unless all pass."""
     start, results = time.perf_counter(), []
-    print(f"{'what':56s} {'part':10s} {'method':21s} {'relative error':>14s}")
+    print(f"{'what':64s} {'part':10s} {'method':21s} {'relative error':>14s}")
     for result in results_of(checks):
         results.append(result)
-        print(f"{result.what:56s} {result.part:10s} {result.method:21s} {result.error:14.0e}  "
+        print(f"{result.what:64s} {result.part:10s} {result.method:21s} {result.error:14.0e}  "
               f"{'pass' if result.passed else 'FAIL'}", flush=True)
-    failed = [f"{result.what} ({result.part})" for result in results if not result.passed]
+    failed = [f"{result.what} ({result.part}{' ' + result.method if np.isnan(result.error) else ''})"
+              for result in results if not result.passed]
     if failed:
-        raise VAEError(f"{len(failed)} of {len(results)} gradients are wrong: {', '.join(failed)}")
+        raise VAEError(f"{len(failed)} of {len(results)} gradients did not pass: {', '.join(failed)}")
     largest, seconds = max(result.error for result in results), time.perf_counter() - start
     print(f"{len(results)} gradients on {backend.NAME} in {seconds:.1f} s: all below {TOLERANCE:.0e}, "
           f"the largest relative error is {largest:.0e}")

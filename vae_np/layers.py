@@ -84,6 +84,9 @@ class Layer:
         """As backward, but without dL/dx, which nobody needs of a first layer; some layers save work by it."""
         self.backward(dy)
 
+    def __repr__(self):
+        return f"{type(self).__name__}()"
+
 
 class Dense(Layer):
     """Multiply by a matrix and add a bias: x (N, I) -> y (N, O).

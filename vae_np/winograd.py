@@ -27,7 +27,7 @@ from vae_np.conv import Conv2d, ConvTranspose2d, Workspace
 from vae_np.layers import sum_rows
 
 # Images that are cut into tiles at a time: few, so that what one step writes is still in cache when the next reads it.
-GROUP = 2 if xp is np else 1 << 40
+GROUP = 2 if xp is np else 1 << 40  # a GPU takes all at once
 
 
 # The four steps in one direction. Each works along the first axis of its arrays, and writes to its second argument.
@@ -63,7 +63,7 @@ def differences_adjoint(three, blocks):
     xp.subtract(three[1], three[0], out=b1)
     b1 -= three[2]
     b0[...] = three[0]
-    blocks[-1] = 0
+    blocks[-1] = 0  # no tile has the last block for its b0
     b2 += three[2]
 
 
@@ -83,7 +83,8 @@ def columns_of_tiles(tiles):
 def tiles_of(x, workspace):
     """Cut padded images into tiles of 3x3 blocks, in differences: x (N, H, W, C) -> (9, N * H/4 * W/4, 4 C).
 
-    A tile is what 2x2 outputs see; neighbours share a row or a column of blocks. 4 must divide H and W.
+    A tile is what 2x2 outputs see; neighbours share a row or a column of blocks. 4 must divide H and W: with a border
+    of 1, H + 2 = 2 (2 TH + 1) pixels are 2 TH + 1 whole blocks, where TH = H/4 and TW = W/4 count the tiles.
     """
     n, h, w, c = x.shape
     th, tw = h // 4, w // 4
