@@ -83,7 +83,7 @@ for name, given, shape, matrix in (("differences", b[:, None], (3, 1, 1), D), ("
 # Times are the least of several, since whatever else the machine does adds to them. Trust no difference of a tenth.
 def fastest(function, *arguments):
     times = []
-    while len(times) < 3 or sum(times) < args.seconds:
+    while sum(times) < args.seconds:
         start = time.perf_counter()
         function(*arguments)
         times.append(time.perf_counter() - start)

@@ -125,14 +125,14 @@ def layer_examples(rng):
         (LeakyReLU(0.2), (3, 8)),
         (Reshape(2, 2, 3), (2, 12)),
         (Sequential(Dense(5, 4, rng, dtype="float64"), LeakyReLU(0.3), Dense(4, 2, rng, dtype="float64")), (3, 5)),
-        (Conv2d(3, 5, 4, rng, stride=2, padding=1, dtype="float64"), (2, 8, 6, 3)),
+        (Conv2d(3, 5, 4, rng, stride=2, padding=1, dtype="float64"), (2, 6, 4, 3)),
         (Conv2d(2, 3, 3, rng, stride=1, padding=1, dtype="float64"), (2, 5, 4, 2)),
-        (ConvTranspose2d(5, 3, 4, rng, stride=2, padding=1, dtype="float64"), (2, 4, 3, 5)),
+        (ConvTranspose2d(5, 3, 4, rng, stride=2, padding=1, dtype="float64"), (2, 3, 2, 5)),
         (ConvTranspose2d(2, 3, 3, rng, stride=2, padding=0, dtype="float64"), (2, 3, 4, 2)),
-        (WinogradConv2d(3, 5, 4, rng, stride=2, padding=1, dtype="float64"), (3, 8, 12, 3)),
-        (WinogradConv2d(3, 5, 4, rng, stride=2, padding=1, dtype="float64"), (2, 8, 6, 3)),
-        (WinogradConvTranspose2d(5, 3, 4, rng, stride=2, padding=1, dtype="float64"), (3, 4, 6, 5)),
-        (WinogradConvTranspose2d(5, 3, 4, rng, stride=2, padding=1, dtype="float64"), (2, 4, 3, 5)),
+        (WinogradConv2d(2, 3, 4, rng, stride=2, padding=1, dtype="float64"), (3, 8, 4, 2)),
+        (WinogradConv2d(2, 3, 4, rng, stride=2, padding=1, dtype="float64"), (2, 4, 6, 2)),
+        (WinogradConvTranspose2d(3, 2, 4, rng, stride=2, padding=1, dtype="float64"), (3, 4, 2, 3)),
+        (WinogradConvTranspose2d(3, 2, 4, rng, stride=2, padding=1, dtype="float64"), (2, 3, 2, 3)),
     ]
 
 
