@@ -6,11 +6,12 @@ lesson 4 measures the variational autoencoder against it.
 """
 
 # %% Settings
-from common import POSITIVE, add_data, command_line, open_dataset, parse, require, spread
+from common import add_data, command_line, open_dataset, parse, require, spread
 
 import numpy as np
 
 from vae_np import images as pictures
+from vae_np.command import POSITIVE
 from vae_np.data import SPLITS, to_float
 from vae_np.metrics import PrincipalComponents, psnr
 

@@ -7,7 +7,7 @@ backwards, how to find out whether a handwritten gradient is right, and what the
 # %% Settings
 import sys
 
-from common import POSITIVE, command_line, parse
+from common import command_line, parse
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from data_tools.toy_faces import draw_face, face_factors
 from vae_np import VAE
 from vae_np import images as pictures
 from vae_np.backend import to_cpu, to_device
+from vae_np.command import POSITIVE
 from vae_np.conv import Conv2d, ConvTranspose2d, Workspace, fold, unfold
 from vae_np.data import to_float
 from vae_np.gradcheck import all_checks, numerical_gradient, print_table, relative_error

@@ -10,7 +10,6 @@ import time
 from dataclasses import asdict, fields
 
 from common import (
-    POSITIVE,
     SEED,
     add_data,
     command_line,
@@ -26,7 +25,7 @@ import numpy as np
 from vae_np import VAE
 from vae_np import images as pictures
 from vae_np.backend import to_cpu, to_device
-from vae_np.command import not_negative, positive
+from vae_np.command import POSITIVE, not_negative, positive
 from vae_np.data import to_float
 from vae_np.losses import LIKELIHOODS, Bernoulli, kl_divergence
 from vae_np.optim import Adam

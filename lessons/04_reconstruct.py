@@ -8,12 +8,13 @@ through a sampled code, how the model compares with a linear one of the same siz
 import json
 import math
 
-from common import POSITIVE, add_checkpoint, command_line, encode_all, open_checkpoint, parse, require, spread
+from common import add_checkpoint, command_line, encode_all, open_checkpoint, parse, require, spread
 
 import numpy as np
 from tqdm import tqdm
 
 from vae_np import images as pictures
+from vae_np.command import POSITIVE
 from vae_np.data import to_float
 from vae_np.files import replacing
 from vae_np.losses import LIKELIHOODS, Bernoulli

@@ -5,12 +5,12 @@ while a cross-fade of pixels does not, and what single dimensions of the code ha
 """
 
 # %% Settings
-from common import POSITIVE, add_checkpoint, command_line, encode_all, open_checkpoint, parse, require, spread
+from common import add_checkpoint, command_line, encode_all, open_checkpoint, parse, require, spread
 
 import numpy as np
 
 from vae_np import images as pictures
-from vae_np.command import number_in
+from vae_np.command import POSITIVE, number_in
 from vae_np.data import to_float
 from vae_np.metrics import kl_per_dimension
 

@@ -19,7 +19,6 @@ except ModuleNotFoundError as missing:
     sys.exit(f"error: {missing.name} is not installed here; activate the environment that the README makes "
              "(. .venv/bin/activate), or install the project into this one (pip install -e .)")
 
-POSITIVE = number_in(range(1, 1_000_000))
 SEED = number_in(range(2**32))
 TOY_FACES = Path("data/toy64")
 CHECKPOINT = Path("runs/03_train/checkpoint.npz")

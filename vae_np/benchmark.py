@@ -16,14 +16,13 @@ from collections import defaultdict
 import numpy as np
 
 from vae_np import backend
-from vae_np.command import OneLineParser, number_in, run
+from vae_np.command import POSITIVE, OneLineParser, run
 from vae_np.data import to_float
 from vae_np.losses import LIKELIHOODS
 from vae_np.train import Settings, Trainer
 from vae_np.vae import VAE
 
 WARM_UP = 3  # steps that fill workspaces, and are not timed
-POSITIVE = number_in(range(1, 1_000_000))
 
 
 class RandomImages:

@@ -30,6 +30,9 @@ def number_in(allowed):
     return convert
 
 
+POSITIVE = number_in(range(1, 1_000_000))
+
+
 def not_negative(text):
     """The argparse type of finite numbers of 0 or more."""
     number = float(text)
