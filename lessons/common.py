@@ -29,7 +29,7 @@ if_interrupted = []  # lines that a lesson wants said after Ctrl-C
 
 def one_line(kind, error, trace):
     """Print what a user can mend as one line; everything else keeps its traceback, for it is a bug."""
-    if issubclass(kind, (VAEError, OSError)):
+    if issubclass(kind, (VAEError, OSError, MemoryError)):
         print(f"error: {error}", file=sys.stderr)
     elif issubclass(kind, KeyboardInterrupt):
         print("\n".join(["interrupted", *if_interrupted]), file=sys.stderr)

@@ -19,6 +19,7 @@ import pytest
 from conftest import write_dataset
 
 from vae_np import VAE
+from vae_np.backend import to_device
 from vae_np.train import Settings, Trainer
 
 STEPS = 20
@@ -83,11 +84,11 @@ def trainer_for(dataset, likelihood, threads):
 def curve(dataset, likelihood, threads):
     """[(recon, kl), ...] of every step."""
     trainer, terms = trainer_for(dataset, likelihood, threads), []
-    images = trainer.images / 255
+    images = dataset.split("train") / 255
     for step in range(STEPS):
         start = 8 * (step % 3)
-        _, recon, kl = trainer.train_step(images[start : start + 8])
-        terms.append((recon, kl))
+        recon, kl, _, _ = trainer.train_step(to_device(images[start : start + 8]))
+        terms.append((float(recon), float(kl)))
     return terms
 
 

@@ -6,7 +6,7 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from vae_np.backend import to_cpu, to_device
+from vae_np.backend import to_cpu, to_device, xp
 from vae_np.errors import InputError
 from vae_np.gradcheck import numerical_gradient, relative_error
 from vae_np.losses import LIKELIHOODS, Bernoulli, CalibratedGaussian, Gaussian, kl_divergence, sigmoid, squared_error
@@ -143,10 +143,10 @@ def test_gradient_of_the_kl(rng):
 def test_terms_do_not_grow_with_the_batch_and_do_with_the_image(likelihood, batch):
     logits, x = batch
     recon, dlogits = likelihood(logits, x)
-    twice, dtwice = likelihood(np.concatenate([logits, logits]), np.concatenate([x, x]))
+    twice, dtwice = likelihood(xp.concatenate([logits, logits]), xp.concatenate([x, x]))
     assert math.isclose(float(twice), float(recon), rel_tol=1e-12)
     np.testing.assert_allclose(to_cpu(dtwice[:3]), to_cpu(dlogits) / 2, rtol=1e-12)
-    tall, _ = likelihood(np.concatenate([logits, logits], axis=1), np.concatenate([x, x], axis=1))
+    tall, _ = likelihood(xp.concatenate([logits, logits], axis=1), xp.concatenate([x, x], axis=1))
     assert math.isclose(float(tall), 2 * float(recon), rel_tol=1e-12)
 
 

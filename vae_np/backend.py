@@ -4,6 +4,7 @@ Layers, losses and the optimizer compute with xp alone, so that one body of code
 drawn by NumPy on the host: the same seed then gives the same weights and the same noise on either backend.
 """
 
+import functools
 import os
 
 import numpy as np
@@ -12,32 +13,88 @@ import numpy as np
 class BackendError(SystemExit):
     """The chosen backend cannot be used. As a SystemExit, it ends a program with its one line and status 1."""
 
+    def __init__(self, problem, remedy):
+        super().__init__(f"error: VAE_BACKEND={NAME}, but {problem}; {remedy}, or unset VAE_BACKEND")
 
-def _load(name):
-    if name == "numpy":
-        return np
-    if name != "cupy":
-        raise BackendError(f"error: VAE_BACKEND={name} is not a backend; set it to numpy or cupy")
+
+def _load_cupy():
     try:
         import cupy
     except ImportError:
-        raise BackendError("error: VAE_BACKEND=cupy, but CuPy is not installed; pip install cupy-cuda12x (or, in "
-                           "a clone, -e .[cuda12]), or 13 for 12, whichever CUDA version nvidia-smi shows") from None
-    # Without a GPU the import succeeds and the first array fails with a message about the driver.
-    if not cupy.cuda.is_available():
-        raise BackendError("error: VAE_BACKEND=cupy, but CuPy finds no GPU; check nvidia-smi, or unset VAE_BACKEND")
+        raise BackendError("CuPy is not installed", "see which CUDA version nvidia-smi shows, 12 or 13, and pip "
+                           'install "cupy-cuda12x[ctk]" or "cupy-cuda13x[ctk]"') from None
+    _find_gpu(cupy.cuda.runtime)
+    # Without a library of the toolkit all goes well up to the first kernel, or the first product.
+    for what, library, attempt in (
+        ("compile a kernel", "NVRTC", lambda: cupy.arange(2) + 1),
+        ("multiply matrices", "cuBLAS", lambda: cupy.ones((2, 2), "float32") @ cupy.ones((2, 2), "float32")),
+    ):
+        try:
+            attempt()
+        except Exception as error:  # CuPy has many of its own, and loaders of libraries have others
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise BackendError(f"CuPy cannot {what} ({reason})", f"the toolkit's {library} seems to be missing: pip "
+                               'install "cupy-cuda12x[ctk]", or 13 for 12') from None
     return cupy
 
 
+def _find_gpu(runtime):
+    try:
+        count = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError:
+        count = 0
+    # CUDA calls a driver that is missing and one that is too old by the same name.
+    driver, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()
+    if not driver:
+        raise BackendError("there is no NVIDIA driver", "install one, until nvidia-smi shows your GPU")
+    if not count and driver // 1000 < needed // 1000:
+        raise BackendError(f"the driver is for CUDA {driver // 1000}.{driver % 1000 // 10} and CuPy for CUDA "
+                           f"{needed // 1000}", "update the driver, or install the CuPy of its version")
+    if not count:
+        raise BackendError("CUDA finds no GPU", "see that nvidia-smi shows one and CUDA_VISIBLE_DEVICES names it")
+
+
 NAME = os.environ.get("VAE_BACKEND") or "numpy"
-xp = _load(NAME)
+if NAME not in ("numpy", "cupy"):
+    raise BackendError("there is no such backend", "set it to numpy or cupy")
+xp = np if NAME == "numpy" else _load_cupy()
+
+
+def on_gpu(kernel):
+    """Decorate array code that on a GPU gives way to `kernel`, of the same arguments and results.
+
+    The array code says what is computed, and is what runs on a CPU. On a GPU it can be had as __wrapped__.
+    """
+
+    def exchange(function):
+        if xp is np:
+            return function
+
+        @functools.wraps(function)
+        def launch(*args, **kwargs):
+            return kernel(*args, **kwargs)
+
+        return launch
+
+    return exchange
 
 
 def to_cpu(array):
-    """The same array as a NumPy array, whichever backend made it."""
+    """The same array as a NumPy array, whichever backend made it. On a GPU the host waits for it."""
     return array if xp is np else xp.asnumpy(array)
 
 
 def to_device(array):
     """A NumPy array as an array of the backend; no copy where the backend is NumPy."""
     return array if xp is np else xp.asarray(array)
+
+
+def synchronize():
+    """Wait until a GPU has done all that it was told; a CPU has."""
+    if xp is not np:
+        xp.cuda.Device().synchronize()
+
+
+def free_memory():
+    """Bytes that arrays of the backend may still take, on a GPU; on a CPU 0, since no array has to be moved there."""
+    return 0 if xp is np else xp.cuda.runtime.memGetInfo()[0]

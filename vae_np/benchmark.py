@@ -60,6 +60,7 @@ class Profile:
         def timed(*args, **kwargs):
             start = time.perf_counter()
             result = original(*args, **kwargs)
+            backend.synchronize()
             elapsed = time.perf_counter() - start
             with self.lock:
                 self.seconds[key] += elapsed
@@ -103,11 +104,13 @@ def measure(batch_size=128, steps=12, threads=None, likelihood="bernoulli", prof
     with trainer.workers.one_blas_thread():
         for _ in range(WARM_UP):
             trainer.train_step(x)
+        backend.synchronize()
         watch = Profile(trainer) if profile else None
         seconds = []
         for _ in range(steps):
             start = time.perf_counter()
-            trainer.train_step(x)  # ends with the losses as numbers, so that a GPU has finished, too
+            trainer.train_step(x)
+            backend.synchronize()
             seconds.append(time.perf_counter() - start)
     if watch:
         watch.print_table(batch_size * steps, sum(seconds))

@@ -53,7 +53,7 @@ def run(command, **options):
     """Call command(**options); return the exit status: 0 done, 1 failed, 130 interrupted."""
     try:
         command(**options)
-    except (VAEError, OSError) as error:
+    except (VAEError, OSError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -5,9 +5,10 @@ is a matrix product; `fold` is its adjoint and adds each row back where unfold t
 a convolution read backwards. Both layers are made of the same two functions, with the roles swapped.
 """
 
-from vae_np.backend import xp
+from vae_np import kernels
+from vae_np.backend import on_gpu, xp
 from vae_np.errors import InputError
-from vae_np.layers import Layer, Parameter, random_weight, sum_rows
+from vae_np.layers import Layer, Parameter, add_bias, random_weight, sum_rows
 
 
 def conv_size(size, kernel_size, stride, padding):
@@ -37,6 +38,7 @@ class Workspace:
         return array
 
 
+@on_gpu(kernels.unfold)
 def unfold(x, kernel_size, stride, padding, workspace):
     """The patches of x (N, H, W, C) as rows of a matrix (N * OH * OW, K * K * C), zeros where a patch leaves the image.
 
@@ -57,11 +59,12 @@ def unfold(x, kernel_size, stride, padding, workspace):
     return patches.reshape(n * oh * ow, k * k * c)
 
 
-def fold(patches, shape, kernel_size, stride, padding, workspace):
+@on_gpu(kernels.fold)
+def fold(patches, shape, kernel_size, stride, padding, workspace, bias=None, slope=1.0):
     """Add patches back into images: the adjoint of unfold, (N * OH * OW, K * K * C) -> shape (N, H, W, C).
 
     Pixel (i, j) of a kernel meets every stride-th pixel of the padded image, from (i, j) on. A loop over these offsets
-    adds all patches, each time one pixel of every patch. Returns a new array.
+    adds all patches, each time one pixel of every patch. Returns a new array, through add_bias where a bias is given.
     """
     n, h, w, c = shape
     k = kernel_size
@@ -78,7 +81,8 @@ def fold(patches, shape, kernel_size, stride, padding, workspace):
         for j in range(k // run):
             padded[:, i : i + stride * oh : stride, j : j + step * ow : step] += patches[:, :, :, i, j]
     padded = padded.reshape(n, h + 2 * padding, columns * run, c)
-    return padded[:, padding : padding + h, padding : padding + w].copy()
+    y = padded[:, padding : padding + h, padding : padding + w].copy()
+    return y if bias is None else add_bias(y, bias, slope)
 
 
 class Convolution(Layer):
@@ -87,6 +91,8 @@ class Convolution(Layer):
     gain is the one of random_weight, rng a NumPy generator. Subclasses say what shape their kernels have, and how many
     products one output sums (fan_in).
     """
+
+    slope = 1.0
 
     def __init__(self, inputs, outputs, kernel_size, rng, stride=1, padding=0, gain=1.0, dtype="float32"):
         self.inputs, self.outputs = inputs, outputs
@@ -131,8 +137,7 @@ class Conv2d(Convolution):
             raise InputError(f"{self!r} got an image of {h}x{w}, smaller than its kernel")
         self.patches = unfold(x, *self.geometry, self.workspace)
         y = self.patches @ self.weight.value.reshape(-1, self.outputs)
-        y += self.bias.value
-        return y.reshape(n, oh, ow, self.outputs)
+        return add_bias(y, self.bias.value, self.slope).reshape(n, oh, ow, self.outputs)
 
     def backward_parameters(self, dy):
         xp.matmul(self.patches.T, dy.reshape(-1, self.outputs), out=self.weight.grad.reshape(-1, self.outputs))
@@ -174,9 +179,8 @@ class ConvTranspose2d(Convolution):
         matrix = self.weight.value.reshape(-1, self.inputs)
         patches = self.workspace.get("products", (len(self.x), len(matrix)), x.dtype)
         xp.matmul(self.x, matrix.T, out=patches)
-        y = fold(patches, (n, oh, ow, self.outputs), *self.geometry, self.workspace)
-        y += self.bias.value
-        return y
+        shape = (n, oh, ow, self.outputs)
+        return fold(patches, shape, *self.geometry, self.workspace, self.bias.value, self.slope)
 
     def backward(self, dy):
         dpatches = unfold(dy, *self.geometry, self.workspace)

@@ -5,9 +5,13 @@ with respect to y, dx the one with respect to x. backward overwrites the gradien
 not add to them), and neither ever writes to the arrays that it was given.
 """
 
+import itertools
 import math
 
-from vae_np.backend import to_device, xp
+import numpy as np
+
+from vae_np import kernels
+from vae_np.backend import on_gpu, to_device, xp
 
 
 class Parameter:
@@ -62,9 +66,34 @@ def sum_rows(dy):
     In two steps, a wide one and a small one: adding up hundreds of thousands of rows of 3 numbers one by one is slow,
     and in float32 it rounds more.
     """
+    if xp is not np:
+        dy = dy.reshape(-1, dy.shape[-1])
+        return xp.ones(len(dy), dy.dtype) @ dy  # CuPy gives a sum over rows to few threads, a product to all
     if dy.ndim > 2:
         dy = dy.reshape(-1, dy.shape[-2] * dy.shape[-1]).sum(axis=0).reshape(-1, dy.shape[-1])
     return dy.sum(axis=0)
+
+
+@on_gpu(kernels.add_bias)
+def add_bias(y, bias, slope=1.0):
+    """Add bias (F,) to every row of y (..., F), then apply LeakyReLU(slope), both in place; return y.
+
+    Slope 1 is no activation, which is what every layer asks for; see Sequential for the exception.
+    """
+    y += bias
+    if slope != 1:
+        y[...] = xp.maximum(y, slope * y)
+    return y
+
+
+@on_gpu(kernels.leaky_gradient)
+def leaky_gradient(y, dy, slope):
+    """dy where y > 0, else slope * dy. Arithmetic on a mask, since xp.where is several times slower."""
+    dx = (y > 0).astype(dy.dtype)
+    dx *= 1 - slope
+    dx += slope
+    dx *= dy
+    return dx
 
 
 class Layer:
@@ -95,6 +124,8 @@ class Dense(Layer):
         backward   dW = x^T dy     db = sum of dy over N     dx = dy W^T
     """
 
+    slope = 1.0
+
     def __init__(self, inputs, outputs, rng, gain=1.0, dtype="float32"):
         self.weight = Parameter("weight", random_weight(rng, (inputs, outputs), inputs, gain, dtype))
         self.bias = Parameter("bias", xp.zeros(outputs, dtype))
@@ -102,9 +133,7 @@ class Dense(Layer):
 
     def forward(self, x):
         self.x = x
-        y = x @ self.weight.value
-        y += self.bias.value
-        return y
+        return add_bias(x @ self.weight.value, self.bias.value, self.slope)
 
     def backward(self, dy):
         xp.matmul(self.x.T, dy, out=self.weight.grad)
@@ -121,6 +150,8 @@ class LeakyReLU(Layer):
         backward   dx = dy where x > 0, else slope * dy
     """
 
+    applied_before = False
+
     def __init__(self, slope=0.2):
         self.slope = slope
 
@@ -130,17 +161,15 @@ class LeakyReLU(Layer):
         return math.sqrt(2 / (1 + self.slope**2))
 
     def forward(self, x):
-        y = self.slope * x
-        self.y = xp.maximum(x, y, out=y)
+        if self.applied_before:
+            self.y = x
+        else:
+            y = self.slope * x
+            self.y = xp.maximum(x, y, out=y)
         return self.y
 
     def backward(self, dy):
-        # Arithmetic on a mask: xp.where is several times slower. y has the sign of x.
-        dx = (self.y > 0).astype(dy.dtype)
-        dx *= 1 - self.slope
-        dx += self.slope
-        dx *= dy
-        return dx
+        return leaky_gradient(self.y, dy, self.slope)  # y has the sign of x
 
     def __repr__(self):
         return f"LeakyReLU({self.slope})"
@@ -164,10 +193,17 @@ class Reshape(Layer):
 
 
 class Sequential(Layer):
-    """Layers one after the other: forward from first to last, backward from last to first (the chain rule)."""
+    """Layers one after the other: forward from first to last, backward from last to first (the chain rule).
+
+    On a GPU each pass over memory counts, so there a layer with a bias also applies the LeakyReLU that follows it,
+    while its kernel has the numbers at hand. What comes out of the two is the same.
+    """
 
     def __init__(self, *layers):
         self.layers = layers
+        for layer, activation in itertools.pairwise(layers):
+            if xp is not np and hasattr(layer, "bias") and isinstance(activation, LeakyReLU):
+                layer.slope, activation.applied_before = activation.slope, True
         self.parameters = tuple(parameter for layer in layers for parameter in layer.parameters)
 
     def forward(self, x):

@@ -7,7 +7,8 @@ loss = recon + beta * kl means the same at every image size. A shard of a larger
 
 import math
 
-from vae_np.backend import xp
+from vae_np import kernels
+from vae_np.backend import on_gpu, xp
 from vae_np.errors import InputError
 
 
@@ -40,13 +41,27 @@ def sum_each(terms):
     return terms.sum(axis=(1, 2, 3), dtype=xp.float64)
 
 
+@on_gpu(kernels.cross_entropy)
+def cross_entropy(logits, x, scale):
+    """scale * sum [softplus(l) - x l], and its gradient scale * (sigmoid(l) - x): both are stable for any logit l.
+
+    sigmoid(l) = exp(l - softplus(l)), where softplus is at hand already.
+    """
+    log_normalizer = softplus(logits)
+    total = (log_normalizer - x * logits).sum() * scale
+    dlogits = xp.exp(logits - log_normalizer)
+    dlogits -= x
+    dlogits *= scale
+    return total, dlogits
+
+
 class Bernoulli:
     """Every channel of a pixel is a coin with probability sigmoid(l): the binary cross-entropy between x and it.
 
         recon     = 1/N sum [softplus(l) - x l]
-        d recon   = 1/N (sigmoid(l) - x),  sigmoid(l) = exp(l - softplus(l))
+        d recon   = 1/N (sigmoid(l) - x)
 
-    Both are stable for any logit. Kingma and Welling (2014) use it for black and white pixels. For x strictly between 0
+    Kingma and Welling (2014) use it for black and white pixels. For x strictly between 0
     and 1 it is not the density of a real number (Loaiza-Ganem and Cunningham 2019), but a common loss all the same.
     """
 
@@ -55,13 +70,7 @@ class Bernoulli:
 
     def __call__(self, logits, x, batch_size=None):
         """Logits and images x in [0, 1], both (N, H, W, C) -> (recon, gradient with respect to the logits)."""
-        n = batch_size or len(x)
-        log_normalizer = softplus(logits)
-        recon = (log_normalizer - x * logits).sum() / n
-        dlogits = xp.exp(logits - log_normalizer)
-        dlogits -= x
-        dlogits /= n
-        return recon, dlogits
+        return cross_entropy(logits, x, 1 / (batch_size or len(x)))
 
     def log_likelihood(self, logits, x):
         """log p(x | z) of each image in nats: logits (N, H, W, C), x the same or (1, H, W, C) -> (N,), in float64."""
@@ -85,7 +94,7 @@ class Gaussian:
     def __init__(self, sigma=0.1):
         if not sigma > 0:
             raise InputError(f"sigma is a standard deviation and must be above 0, not {sigma}")
-        self.sigma = sigma
+        self.sigma = float(sigma)
 
     def __call__(self, logits, x, batch_size=None):
         """Logits and images x in [0, 1], both (N, H, W, C) -> (recon, gradient with respect to the logits)."""
@@ -107,10 +116,11 @@ class Gaussian:
         return -sum_each(error) / (2 * self.sigma**2) - self._log_normalizer(error[0].size)
 
     def _log_normalizer(self, count):
-        return count * (math.log(self.sigma) + 0.5 * math.log(2 * math.pi))
+        log = math.log if isinstance(self.sigma, float) else xp.log
+        return count * (log(self.sigma) + 0.5 * math.log(2 * math.pi))
 
     def __repr__(self):
-        return f"{type(self).__name__}(sigma={self.sigma:.4g})"
+        return f"{type(self).__name__}(sigma={float(self.sigma):.4g})"
 
 
 class CalibratedGaussian(Gaussian):
@@ -130,8 +140,11 @@ class CalibratedGaussian(Gaussian):
         super().__init__(sigma)
 
     def calibrate(self, squared_error, count):
-        """Set sigma from the sum of (x - m)^2 over a batch and the number of its terms."""
-        self.sigma = max(math.sqrt(float(squared_error) / count), self.smallest_sigma)
+        """Set sigma from the sum of (x - m)^2 over a batch, a 0-d array, and the number of its terms.
+
+        sigma is then a 0-d array too, so that a GPU need not be waited for; float() of it is the number.
+        """
+        self.sigma = xp.maximum(xp.sqrt(squared_error / count), self.smallest_sigma)
 
 
 LIKELIHOODS = {likelihood.name: likelihood for likelihood in (Bernoulli, Gaussian, CalibratedGaussian)}

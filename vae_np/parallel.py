@@ -6,6 +6,8 @@ run at the same time. A shard's arrays are small enough to stay in a core's cach
 one product on all cores; BLAS is held to one thread meanwhile, since its own threads would get in the way.
 """
 
+import functools
+import operator
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -107,7 +109,7 @@ class Workers:
         self.grads[...] = busy[0]
         for total in busy[1:]:
             self.grads += total
-        return tuple(sum(term) for term in zip(*terms, strict=True))
+        return tuple(functools.reduce(operator.add, term) for term in zip(*terms, strict=True))
 
     def _calibrate(self, likelihood, x, eps):
         # Sigma depends on the whole batch and the gradient on sigma, so this costs a forward pass of its own.
@@ -115,4 +117,4 @@ class Workers:
             logits, _, _ = self.replicas[worker].forward(x[shard], eps[shard])
             return squared_error(logits, x[shard])
 
-        likelihood.calibrate(sum(self.map(work, len(x))), x.size)
+        likelihood.calibrate(functools.reduce(operator.add, self.map(work, len(x))), x.size)

@@ -9,8 +9,8 @@ import numpy as np
 from tqdm import tqdm
 
 from vae_np import checkpoint
-from vae_np.backend import to_cpu, to_device
-from vae_np.data import batches, to_float
+from vae_np.backend import to_cpu, to_device, xp
+from vae_np.data import batches, kept_on_device, to_float
 from vae_np.errors import CheckpointError, DatasetError, InputError, TrainingError
 from vae_np.files import replacing
 from vae_np.images import to_uint8
@@ -20,6 +20,8 @@ from vae_np.optim import Adam, beta_at, clip_gradient, learning_rate_at
 from vae_np.parallel import Workers
 
 LOOK = 8  # faces and samples that are looked at after each epoch
+TERMS = ("reconstruction", "KL", "loss", "gradient")  # what a step returns; "gradient" is its norm
+REPORT_EVERY = 10  # steps, and not after each: to read a loss, the host must wait for a GPU
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Trainer:
         if dataset.image_size != model.image_size:
             raise InputError(f"{dataset.folder} holds images of size {dataset.image_size}, the model expects "
                              f"{model.image_size}; prepare the dataset with --size {model.image_size}")
-        self.images = dataset.split("train", settings.limit)
+        self.images = kept_on_device(dataset.split("train", settings.limit))
         self.validation_images = dataset.split("validation")
         for name, images in (("training", self.images), ("validation", self.validation_images)):
             if not len(images):
@@ -98,49 +100,71 @@ class Trainer:
         return rate, beta_at(step, s.beta, s.beta_warmup_epochs * self.steps_per_epoch)
 
     def train_step(self, x):
-        """One step of stochastic gradient descent on a float32 batch: returns (loss, recon, kl) in nats per image."""
+        """One step of stochastic gradient descent on images x (B, H, W, 3) on the device.
+
+        Returns (recon, kl, loss, norm), the last that of the gradient, the others in nats per image: 0-d arrays of the
+        device, which on a GPU are still being computed. Raises TrainingError where memory does not suffice.
+        """
         rate, beta = self.schedules(self.adam.step)
         eps = self.rng.standard_normal((len(x), self.model.latent_dim), dtype=self.model.dtype)
-        recon, kl = self.workers.loss_and_gradient(to_device(x), to_device(eps), self.likelihood, beta)
-        recon, kl = float(recon), float(kl)
+        try:
+            recon, kl = self.workers.loss_and_gradient(x, to_device(eps), self.likelihood, beta)
+        except MemoryError:  # CuPy's own is one, too
+            raise TrainingError(f"there is not enough memory for a step on {len(x)} images; try batches of "
+                                f"{max(1, len(x) // 2)}") from None
         norm = clip_gradient(self.model.grads, self.settings.max_gradient_norm)
-        self._check_finite({"reconstruction": recon, "KL": kl, "gradient": norm})
+        terms = recon, kl, recon + beta * kl, norm
+        if xp is np:  # a GPU would have to be waited for; its terms are looked at in _fetch, a few steps later
+            self._check_finite(TERMS, terms, self.adam.step + 1)
         self.adam.update(rate)
-        return recon + beta * kl, recon, kl
+        return terms
 
-    def _check_finite(self, terms):
-        for name, value in terms.items():
+    def _fetch(self, steps):
+        """The terms of the last few steps, as a NumPy array (steps, 4). Raises TrainingError if one is not finite."""
+        fetched = to_cpu(xp.stack([xp.stack(terms) for terms in steps]))
+        for step, terms in enumerate(fetched, start=self.adam.step - len(steps) + 1):
+            self._check_finite(TERMS, terms, step)
+        return fetched
+
+    def _check_finite(self, names, values, step):
+        for name, value in zip(names, values, strict=True):
             if not math.isfinite(value):
-                raise TrainingError(f"epoch {self.epoch + 1}, step {self.adam.step + 1}: the {name} is {value}; the "
-                                    "last checkpoint is as it was; try a lower learning rate")
+                raise TrainingError(f"epoch {self.epoch + 1}, step {step}: the {name} is {value}; the last checkpoint "
+                                    "is as it was; try a lower learning rate")
 
     def train_epoch(self):
         """Go once through the training images in a new random order; append a row to the history and return it."""
         start = time.perf_counter()
         order = self.rng.permutation(len(self.images))
-        totals, variance, epochs = np.zeros(3), 0.0, self.settings.epochs
-        bar = tqdm(total=len(order), desc=f"epoch {self.epoch + 1}/{epochs}", unit="img", leave=False)
+        sizes, terms, waiting, variance = [], [], [], 0.0
+        bar = tqdm(total=len(order), desc=f"epoch {self.epoch + 1}/{self.settings.epochs}", unit="img", leave=False)
         with bar, self.workers.one_blas_thread():
             for x in batches(self.images, self.settings.batch_size, order):
-                terms = self.train_step(x)
-                totals += np.multiply(terms, len(x))
-                variance += (self.likelihood.sigma or 0) ** 2 * len(x)
-                bar.set_postfix(loss=f"{terms[0]:.0f}", recon=f"{terms[1]:.0f}", kl=f"{terms[2]:.1f}", refresh=False)
+                waiting.append(self.train_step(x))
+                sizes.append(len(x))
+                if self.likelihood.sigma is not None:
+                    variance += self.likelihood.sigma**2 * len(x)
                 bar.update(len(x))
+                if len(waiting) == REPORT_EVERY or len(sizes) == self.steps_per_epoch:
+                    terms.extend(self._fetch(waiting))
+                    waiting.clear()
+                    recon, kl, loss, _ = terms[-1]
+                    bar.set_postfix(loss=f"{loss:.0f}", recon=f"{recon:.0f}", kl=f"{kl:.1f}", refresh=False)
         seconds = time.perf_counter() - start
-        if self.likelihood.sigma:
+        if self.likelihood.sigma is not None:
             # Held-out images are judged with the sigma of the whole epoch, not with that of its last batch.
-            self.likelihood.sigma = math.sqrt(variance / len(order))
-        self.history.append(self._row(totals / len(order), len(order) / seconds))
+            self.likelihood.sigma = math.sqrt(float(variance) / len(order))
+        means = np.average(np.array(terms, np.float64), axis=0, weights=sizes)
+        self.history.append(self._row(means, len(order) / seconds))
         self.progress.append(self.look())
         return self.history[-1]
 
     def _row(self, means, speed):
-        loss, recon, kl = means.tolist()
+        recon, kl, loss, _ = means.tolist()
         _, beta = self.schedules(self.adam.step - 1)
         held_out = evaluate(self.workers, self.validation_images, self.likelihood)
         # The last step of an epoch can break a model, too, and a broken model must not be saved.
-        self._check_finite({f"validation {name}": value for name, value in held_out.items()})
+        self._check_finite([f"validation {name}" for name in held_out], held_out.values(), self.adam.step)
         # val_loss weighs KL by the beta that the epoch ended with; while beta rises, `loss` averages over smaller ones.
         return {
             "epoch": self.epoch + 1, "loss": loss, "recon": recon, "kl": kl, "beta": beta,
@@ -184,7 +208,7 @@ class Trainer:
         trainer.rng.bit_generator.state = info["random_state"]
         trainer.history = info["history"]
         trainer.progress = list(arrays["progress"])
-        if trainer.likelihood.sigma:
+        if trainer.likelihood.sigma is not None:
             trainer.likelihood.sigma = info["likelihood"]["sigma"]
         return trainer
 

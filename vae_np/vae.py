@@ -79,7 +79,8 @@ class VAE:
         """Images x (N, H, W, 3) in [0, 1] and noise eps (N, Z) from N(0, 1) -> (logits, mu, log_var).
 
         Noise is an argument, never drawn here: backward must use the very noise that forward used.
-        Raises InputError for images of another shape, dtype or range, and for noise of another shape or dtype.
+        Raises InputError for images of another shape, dtype or range, and for noise of another shape or dtype. The
+        range is looked at on the host alone: what is on a GPU already would have to be waited for.
         """
         self._check_images(x)
         self._check_codes(eps, "noise", rows=len(x))
@@ -151,7 +152,7 @@ class VAE:
         if dtype != self.dtype:
             raise InputError(f"{expected}, got {dtype}")
         # A NaN fails both comparisons, and so this one.
-        if len(x) and not (x.min() >= 0 and x.max() <= 1):
+        if isinstance(x, np.ndarray) and len(x) and not (x.min() >= 0 and x.max() <= 1):
             raise InputError(f"{expected}, got values from {float(x.min()):g} to {float(x.max()):g}")
 
     def _check_codes(self, z, name, rows=None):

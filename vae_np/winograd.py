@@ -20,14 +20,13 @@ Every step but the product is linear, so the backward pass is made of the adjoin
 other's adjoint already: (g0, g1) -> (g0, g0 + g1, g1) and (m0, m1, m2) -> (m0 + m1, m1 + m2).
 """
 
-import numpy as np
-
-from vae_np.backend import xp
+from vae_np import kernels
+from vae_np.backend import on_gpu, xp
 from vae_np.conv import Conv2d, ConvTranspose2d, Workspace
-from vae_np.layers import sum_rows
+from vae_np.layers import add_bias, sum_rows
 
 # Images that are cut into tiles at a time: few, so that what one step writes is still in cache when the next reads it.
-GROUP = 2 if xp is np else 1 << 40  # a GPU takes all at once
+GROUP = 2
 
 
 # The four steps in one direction. Each works along the first axis of its arrays, and writes to its second argument.
@@ -80,45 +79,56 @@ def columns_of_tiles(tiles):
     return tiles.transpose(1, 4, 0, 3, 2, 5, 6)
 
 
+def one_group(name, shape, dtype, workspace):
+    """What a group of images passes through between pixels and tiles: padded images, the same as blocks, and rows.
+
+    shape is that of all images, (N, H, W, C). Blocks are a view (2 TH + 1, group, 2, 2 TW + 1, 2 C) with rows of blocks
+    in front, where TH = H/4 and TW = W/4 count the tiles; rows (3, TH, group, 2, 2 TW + 1, 2 C) are their differences.
+    """
+    n, h, w, c = shape
+    group = max(1, min(n, GROUP))
+    padded = workspace.get(name, (group, h + 2, w + 2, c), dtype)
+    blocks = padded.reshape(group, h // 2 + 1, 2, w // 2 + 1, 2 * c).swapaxes(0, 1)
+    return padded, blocks, workspace.get("rows", (3, h // 4, group, 2, w // 2 + 1, 2 * c), dtype)
+
+
+@on_gpu(kernels.tiles_of)
 def tiles_of(x, workspace):
     """Cut padded images into tiles of 3x3 blocks, in differences: x (N, H, W, C) -> (9, N * H/4 * W/4, 4 C).
 
     A tile is what 2x2 outputs see; neighbours share a row or a column of blocks. 4 must divide H and W: with a border
-    of 1, H + 2 = 2 (2 TH + 1) pixels are 2 TH + 1 whole blocks, where TH = H/4 and TW = W/4 count the tiles.
+    of 1, H + 2 = 2 (2 H/4 + 1) pixels are 2 H/4 + 1 whole blocks.
     """
     n, h, w, c = x.shape
-    th, tw = h // 4, w // 4
-    group = max(1, min(n, GROUP))
-    padded = workspace.get("padded", (group, h + 2, w + 2, c), x.dtype)
-    rows = workspace.get("rows", (3, th, group, 2, 2 * tw + 1, 2 * c), x.dtype)
-    tiles = workspace.get("tiles", (3, 3, n, th, tw, 2, 2 * c), x.dtype)
-    blocks = padded.reshape(group, 2 * th + 1, 2, 2 * tw + 1, 2 * c)
-    for start in range(0, n, group):
-        count = min(group, n - start)
+    padded, blocks, rows = one_group("padded", x.shape, x.dtype, workspace)
+    tiles = workspace.get("tiles", (3, 3, n, h // 4, w // 4, 2, 2 * c), x.dtype)
+    for start in range(0, n, len(padded)):
+        count = min(len(padded), n - start)
         padded[:count, 1:-1, 1:-1] = x[start : start + count]  # the border keeps its zeros
-        differences(blocks[:count].swapaxes(0, 1), rows[:, :, :count])
+        differences(blocks[:, :count], rows[:, :, :count])
         differences(columns_of_rows(rows[:, :, :count]), columns_of_tiles(tiles[:, :, start : start + count]))
-    return tiles.reshape(9, n * th * tw, 4 * c)
+    return tiles.reshape(9, -1, 4 * c)
 
 
-def images_of(tiles, shape, workspace):
-    """The adjoint of tiles_of: (9, N * H/4 * W/4, 4 C) -> images of this shape (N, H, W, C)."""
+@on_gpu(kernels.images_of)
+def images_of(tiles, shape, workspace, bias=None, slope=1.0):
+    """The adjoint of tiles_of: (9, N * H/4 * W/4, 4 C) -> images of this shape (N, H, W, C).
+
+    Where a bias is given, they then go through layers.add_bias.
+    """
     n, h, w, c = shape
-    th, tw = h // 4, w // 4
-    group = max(1, min(n, GROUP))
-    padded = workspace.get("sums", (group, h + 2, w + 2, c), tiles.dtype)
-    rows = workspace.get("rows", (3, th, group, 2, 2 * tw + 1, 2 * c), tiles.dtype)
-    tiles = tiles.reshape(3, 3, n, th, tw, 2, 2 * c)
-    blocks = padded.reshape(group, 2 * th + 1, 2, 2 * tw + 1, 2 * c)
+    padded, blocks, rows = one_group("sums", shape, tiles.dtype, workspace)
+    tiles = tiles.reshape(3, 3, n, h // 4, w // 4, 2, 2 * c)
     x = xp.empty(shape, tiles.dtype)
-    for start in range(0, n, group):
-        count = min(group, n - start)
+    for start in range(0, n, len(padded)):
+        count = min(len(padded), n - start)
         differences_adjoint(columns_of_tiles(tiles[:, :, start : start + count]), columns_of_rows(rows[:, :, :count]))
-        differences_adjoint(rows[:, :, :count], blocks[:count].swapaxes(0, 1))
+        differences_adjoint(rows[:, :, :count], blocks[:, :count])
         x[start : start + count] = padded[:count, 1:-1, 1:-1]
-    return x
+    return x if bias is None else add_bias(x, bias, slope)
 
 
+@on_gpu(kernels.nine_of_four)
 def nine_of_four(four, nine, workspace):
     """three_of_two along the first two axes: four (2, 2, ...) -> nine (3, 3, ...), which is written to."""
     half = workspace.get("nine of four", (3, *four.shape[1:]), four.dtype)
@@ -126,11 +136,17 @@ def nine_of_four(four, nine, workspace):
     three_of_two(half.swapaxes(0, 1), nine.swapaxes(0, 1))
 
 
-def four_of_nine(nine, four, workspace):
-    """The adjoint of nine_of_four: nine (3, 3, ...) -> four (2, 2, ...), which is written to."""
+@on_gpu(kernels.four_of_nine)
+def four_of_nine(nine, four, workspace, bias=None, slope=1.0):
+    """The adjoint of nine_of_four: nine (3, 3, ..., F) -> four (2, 2, ..., F), which is written to.
+
+    Where a bias is given, four then goes through layers.add_bias.
+    """
     half = workspace.get("four of nine", (2, *nine.shape[1:]), nine.dtype)
     two_of_three(nine, half)
     two_of_three(half.swapaxes(0, 1), four.swapaxes(0, 1))
+    if bias is not None:
+        add_bias(four, bias, slope)
 
 
 def taps_of(weight):
@@ -190,8 +206,7 @@ class WinogradConv2d(Conv2d):
         products = self.workspace.get("products", (3, 3, n, h // 4, w // 4, self.outputs), x.dtype)
         xp.matmul(self.tiles, self.kernels, out=products.reshape(9, -1, self.outputs))
         y = xp.empty((n, h // 2, w // 2, self.outputs), x.dtype)
-        four_of_nine(products, quads_of(y), self.workspace)
-        y += self.bias.value
+        four_of_nine(products, quads_of(y), self.workspace, self.bias.value, self.slope)
         return y
 
     def backward_parameters(self, dy):
@@ -238,9 +253,7 @@ class WinogradConvTranspose2d(ConvTranspose2d):
         self.kernels = kernels_of(self.weight.value, self.kernel_workspace)
         tiles = self.workspace.get("tiles of y", (9, self.spread.shape[1], 4 * self.outputs), x.dtype)
         xp.matmul(self.spread, self.kernels.swapaxes(1, 2), out=tiles)
-        y = images_of(tiles, (n, 2 * h, 2 * w, self.outputs), self.workspace)
-        y += self.bias.value
-        return y
+        return images_of(tiles, (n, 2 * h, 2 * w, self.outputs), self.workspace, self.bias.value, self.slope)
 
     def backward(self, dy):
         if not self.fast:
