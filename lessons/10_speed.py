@@ -1,7 +1,7 @@
 """Lesson 10: one convolution, from nested loops to the fast path, in six steps.
 
 You will learn what makes array code fast on a CPU (few products, large ones, in arrays that stay in cache), how 9
-products do the work of 16 and what that costs, and why a thread on each core beats one product on all cores.
+products do the work of 16, why a core wants a thread of its own, and what a GPU wants (VAE_BACKEND=cupy measures that).
 """
 
 # %% Settings
@@ -9,11 +9,13 @@ import copy
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from common import command_line, parse, wrong_usage
+from common import command_line, parse
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+import gpu
+import gpu_timing
 from vae_np import images as pictures
 from vae_np import winograd
 from vae_np.backend import xp
@@ -26,15 +28,14 @@ parser = command_line(__doc__, "runs/10_speed")
 parser.add_argument("--seconds", type=positive, default=1.0, help="for each measurement")
 args = parse(parser)
 if xp is not np:
-    wrong_usage("this lesson is about a CPU; unset VAE_BACKEND")
+    raise SystemExit(gpu_timing.measure(args.out, args.seconds))
 IMAGES, SIZE, INPUTS, OUTPUTS = 32, 32, 32, 64  # the second layer of the default model, and what a worker gives it
 rng = np.random.default_rng(0)
 
 # %% Three products for four
-# A kernel of two taps, g0 and g1, moves over three numbers, b0, b1 and b2, and makes two outputs: four products. Take
-# these three instead: m0 = (b0 - b1) g0, m1 = b1 (g0 + g1), m2 = (b2 - b1) g1. Then m0 + m1 = b0 g0 + b1 g1, for b1 g0
-# cancels, and m1 + m2 = b1 g0 + b2 g1, for b1 g1 cancels. Additions take the place of a product. That pays where b is
-# a row of many channels and g a matrix: matrices are cheap to add, and not to multiply with.
+# A kernel of two taps, g0 and g1, moves over b0, b1 and b2 and makes two outputs: four products. Take three instead:
+# m0 = (b0 - b1) g0, m1 = b1 (g0 + g1), m2 = (b2 - b1) g1. Then m0 + m1 = b0 g0 + b1 g1, for b1 g0 cancels, and m1 + m2
+# = b1 g0 + b2 g1, for b1 g1 does. That pays where g is a matrix, which is cheap to add and not to multiply with.
 D = np.array([[1, -1, 0], [0, 1, 0], [0, -1, 1]])  # b -> (b0 - b1, b1, b2 - b1)
 E = np.array([[1, 0], [1, 1], [0, 1]])  # g -> (g0, g0 + g1, g1)
 A = np.array([[1, 1, 0], [0, 1, 1]])  # m -> (m0 + m1, m1 + m2)
@@ -44,9 +45,8 @@ print(f"four products     y0 = 5*3 + 2*4 = 23, y1 = 2*3 + 7*4 = 34\nthree produc
       f"and neighbours added up: {A @ (t * u)}")
 
 # %% Nine for sixteen
-# Now 3x3 numbers B, a kernel G of 2x2 taps, 2x2 outputs. Take a row for one number: it is the case above, with three
-# products of rows for four. Each of those is that case once more, for columns: 3 * 3 = 9 products for 4 * 4 = 16. A
-# matrix on the left works on rows, its transpose on the right on columns.
+# Now 3x3 numbers B, 2x2 taps G, 2x2 outputs. With a row for one number it is the case above: three products of rows for
+# four. Each is that case again, for columns: 9 for 16. Matrices on the left work on rows, on the right on columns.
 B, G = np.array([[1, 2, 0], [3, 1, 4], [2, 5, 1]]), np.array([[1, 2], [3, 1]])
 T, U = D @ B @ D.T, E @ G @ E.T
 Y = A @ (T * U) @ A.T
@@ -57,8 +57,8 @@ assert np.array_equal(Y, [[(B[i : i + 2, j : j + 2] * G).sum() for j in (0, 1)] 
 # %% A layer of such products
 # A 4x4 kernel at stride 2 always starts on an even pixel. Cut the padded image into blocks of 2x2 pixels, which takes
 # no more than a reshape, and take the 4 C numbers of a block for the channels of one pixel: the kernel is 2x2 of them.
-#   tiles_of      pads, and takes differences of rows and then of columns of blocks, of few images at a time, for cache.
-#                 A tile is 3x3 blocks and makes 2x2 outputs; neighbours share a rim. Returns nine T, a row for a tile.
+#   tiles_of      pads, and takes differences of rows and columns of blocks. A tile is 3x3 of them, makes 2x2 outputs,
+#                 and shares its rim with its neighbours. Returns nine T, a row for a tile.
 #   kernels_of    cuts kernels in the same way and takes nine_of_four: the nine U, each a matrix (4 C, F).
 #   four_of_nine  adds the nine T U up to 2x2 outputs. It writes them through a view of y that has those four in front.
 image, kernel = rng.integers(0, 10, (1, 8, 8, 1)), rng.integers(-3, 4, (4, 4, 1, 1))
@@ -69,8 +69,8 @@ print(f"8x8 pixels        tiles {tiles.shape} @ kernels {kernels.shape} = {(tile
 # %% Backwards: the adjoints
 # t = D b, u = E g and y = A (t u). By the chain rule each matrix is transposed on the way back, with the product rule:
 #     dm = A^T dy          dg = E^T (t dm)          db = D^T (u dm)
-# A is the transpose of E. So nine_of_four and four_of_nine change places, and images_of is tiles_of transposed. In
-# vae_np.winograd nobody multiplies by these matrices, of course: each is a function that adds. Are they the same?
+# A is the transpose of E, so nine_of_four and four_of_nine change places; images_of is tiles_of transposed. In
+# vae_np.winograd nobody multiplies by these matrices: each is a function that adds. Are they the same?
 dy = np.array([1, 10])
 print(f"backwards         dy {dy} -> dg {E.T @ (t * (A.T @ dy))}; by hand 5*1 + 2*10 and 2*1 + 7*10")
 for name, given, shape, matrix in (("differences", b[:, None], (3, 1, 1), D), ("three_of_two", g[:, None], (3, 1), E),
@@ -117,7 +117,6 @@ answer = conv.forward(x).reshape(-1, OUTPUTS)
 padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # of the first three steps, which are timed without it
 numbers, taps = padded[0].tolist(), weight.tolist()  # Python is slower still at picking single numbers from an array
 
-
 # %% Steps 1 to 3: loops, in Python and out of it
 def loops():
     return [bias[f] + sum(numbers[2 * i + a][2 * j + b][c] * taps[a][b][c][f]
@@ -152,8 +151,7 @@ parts = {"tiles_of": (winograd.tiles_of, x, space), "kernels_of": (winograd.kern
 print("    " + ", ".join(f"{part} {1e3 / IMAGES * fastest(*call):.3f}" for part, call in parts.items()) + " ms/image")
 
 # %% A thread on each core
-# NumPy copies and adds on one core, whatever BLAS does. So give each core a thread, with a layer and shards of its own:
-# then all cores do all of the work, and in arrays that are small enough for their caches.
+# NumPy copies and adds on one core, whatever BLAS does. Give each core a thread, with a layer and shards of its own.
 cores, pool = available_cores(), ThreadPoolExecutor(available_cores())
 shards = [rng.standard_normal(x.shape, dtype=np.float32) for _ in range(max(cores, 4))]
 batch = np.concatenate(shards)
@@ -188,10 +186,12 @@ pictures.bars(args.out / "steps.png", steps, "images per second on one core",
               (peak / 2 / work, f"16 products at the speed of BLAS, {peak / 1e9:.0f} GFLOP/s"))
 print(f"{args.out}/steps.png")
 
+# %% And on a GPU?
+gpu.explain()  # launches and memory traffic count there: lessons/gpu.py adds them up, and gpu_timing.py times them
+
 # %% What you should see
-# Hundreds of times the speed as soon as Python no longer sees single numbers, and five times or so after that. The last
-# step comes near the line of the chart, or past it, for it takes fewer products than the line is drawn for. With a
-# thread on each core it nearly gains a factor of the number of cores, if they are free; BLAS's own threads gain less.
+# Hundreds of times the speed as soon as Python no longer sees single numbers, and five times or so after that, near the
+# chart's line or past it. Threads nearly gain a factor of the number of cores, if those are free; BLAS's gain less.
 #
 # Exercises
 # 1. The model's first layer is IMAGES, SIZE, INPUTS, OUTPUTS = 32, 64, 3, 32. Why does build_encoder take Conv2d there?

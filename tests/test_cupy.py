@@ -119,7 +119,7 @@ def test_too_little_memory_is_one_line_that_names_a_smaller_batch(ramps):
     pool = xp.get_default_memory_pool()
     pool.set_limit(size=pool.used_bytes() + x.nbytes)
     try:
-        with pytest.raises(TrainingError, match="not enough memory for a step on 4096 images; try batches of 2048$"):
+        with pytest.raises(TrainingError, match=r"not enough memory for a step on 4096 images; try batches of 2048$"):
             trainer.train_step(x)
     finally:
         pool.set_limit(size=0)

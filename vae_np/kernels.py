@@ -28,6 +28,12 @@ def no_bias(features, dtype):
     return xp.zeros(features, dtype)
 
 
+@functools.cache
+def ones(count, dtype):
+    """Ones (count,): a product with them is a sum."""
+    return xp.ones(count, dtype)
+
+
 # Layers.
 
 

@@ -68,7 +68,7 @@ def sum_rows(dy):
     """
     if xp is not np:
         dy = dy.reshape(-1, dy.shape[-1])
-        return xp.ones(len(dy), dy.dtype) @ dy  # CuPy gives a sum over rows to few threads, a product to all
+        return kernels.ones(len(dy), dy.dtype.char) @ dy  # CuPy gives a sum over rows to few threads, a product to all
     if dy.ndim > 2:
         dy = dy.reshape(-1, dy.shape[-2] * dy.shape[-1]).sum(axis=0).reshape(-1, dy.shape[-1])
     return dy.sum(axis=0)
