@@ -6,6 +6,7 @@ with loops, and train the model: on toy faces by default, on CelebA with --data.
 
 # %% Settings
 import math
+import sys
 import time
 from dataclasses import asdict, fields
 
@@ -13,7 +14,7 @@ from common import (
     SEED,
     add_data,
     command_line,
-    if_interrupted,
+    note_interruptions,
     open_dataset,
     parse,
     resumed_arguments,
@@ -27,6 +28,7 @@ from vae_np import images as pictures
 from vae_np.backend import to_cpu, to_device
 from vae_np.command import POSITIVE, not_negative, positive
 from vae_np.data import to_float
+from vae_np.files import hold
 from vae_np.losses import LIKELIHOODS, Bernoulli, kl_divergence
 from vae_np.optim import Adam
 from vae_np.train import LOOK, Settings, Trainer, write_history
@@ -45,13 +47,14 @@ parser.add_argument("--lr", type=positive, default=default.learning_rate, dest="
                     help="peak of the learning rate")
 parser.add_argument("--seed", type=SEED, default=default.seed, help="of the weights, the noise and the shuffle")
 parser.add_argument("--limit", type=POSITIVE, metavar="N", help="use the first N training images only")
+parser.add_argument("--save-every", type=POSITIVE, metavar="STEPS", help="save within epochs, too, not only after each")
 parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
 args = parse(parser)
 checkpoint_path = args.out / "checkpoint.npz"
 
 if args.resume:
     args = resumed_arguments(parser, checkpoint_path)
-args.out.mkdir(parents=True, exist_ok=True)
+lock = hold(args.out)  # two trainings would write over each other's checkpoints
 dataset = open_dataset(args.data)
 print(dataset)
 names = {field.name for field in fields(Settings)}
@@ -112,7 +115,7 @@ assert np.allclose(values, to_cpu(by_package), rtol=1e-10)
 # and a KL term at full weight invites the encoder to give up; a cosine that lets the learning rate end near zero.
 if args.resume:
     trainer = Trainer.resume(checkpoint_path, dataset, settings)
-    print(f"going on after epoch {trainer.epoch} of {settings.epochs}")
+    print(f"going on after epoch {trainer.epoch} of {settings.epochs}, step {trainer.adam.step:,}")
     if trainer.epoch >= settings.epochs:
         print(f"nothing is left to do; give --epochs {2 * trainer.epoch} to train on")
 else:
@@ -121,24 +124,45 @@ else:
 print(f"{trainer.model}\n{trainer.workers.threads} threads, {trainer.steps_per_epoch} steps an epoch, "
       + ", ".join(f"{name} {value}" for name, value in asdict(settings).items()))
 faces = to_float(trainer.validation_images[:LOOK])
-while trainer.epoch < settings.epochs:
-    start = time.perf_counter()
-    row = trainer.train_epoch()
-    if trainer.epoch == 1:
-        set_aside(checkpoint_path)
+interruptions, is_ours = note_interruptions(trainer), args.resume
+
+
+def save():
+    global is_ours
+    if not is_ours:
+        set_aside(checkpoint_path)  # only now that there is something to put in its place
+        is_ours = True
     trainer.save(checkpoint_path)
-    if_interrupted[:] = [f"{checkpoint_path} holds epoch {trainer.epoch}; go on with: "
-                         f"python lessons/03_train.py --resume --out {args.out}"]
-    write_history(args.out / "history.csv", trainer.history)
-    pictures.plot_losses(args.out / "losses.png", trainer.history)
-    rows = [("held out | new", np.concatenate([faces, np.ones_like(faces)]))]
-    rows += [(f"epoch {epoch}", strip) for epoch, strip in enumerate(trainer.progress, start=1)]
-    pictures.save(args.out / "progress.png", pictures.labelled_rows(rows, scale=1))
-    left = (settings.epochs - trainer.epoch) * (time.perf_counter() - start)
-    print(f"epoch {row['epoch']:2d}  loss {row['loss']:7.1f}  recon {row['recon']:7.1f}  kl {row['kl']:5.1f}  "
-          f"beta {row['beta']:.2f} | validation: loss {row['val_loss']:7.1f}  recon {row['val_recon']:7.1f}  "
-          f"kl {row['val_kl']:5.1f}  psnr {row['val_psnr']:5.2f} dB | {row['images_per_second']:.0f} images/s, "
-          f"{left / 60:.1f} min left", flush=True)
+
+
+def after_step():
+    if interruptions:
+        raise KeyboardInterrupt
+    if args.save_every and trainer.adam.step % args.save_every == 0:
+        save()
+
+
+try:
+    while trainer.epoch < settings.epochs:
+        start = time.perf_counter()
+        row = trainer.train_epoch(after_step)
+        save()
+        write_history(args.out / "history.csv", trainer.history)
+        pictures.plot_losses(args.out / "losses.png", trainer.history)
+        rows = [("held out | new", np.concatenate([faces, np.ones_like(faces)]))]
+        rows += [(f"epoch {epoch}", strip) for epoch, strip in enumerate(trainer.progress, start=1)]
+        pictures.save(args.out / "progress.png", pictures.labelled_rows(rows, scale=1))
+        left = (settings.epochs - trainer.epoch) * (time.perf_counter() - start)
+        print(f"epoch {row['epoch']:2d}  loss {row['loss']:7.1f}  recon {row['recon']:7.1f}  kl {row['kl']:5.1f}  "
+              f"beta {row['beta']:.2f} | validation: loss {row['val_loss']:7.1f}  recon {row['val_recon']:7.1f}  "
+              f"kl {row['val_kl']:5.1f}  psnr {row['val_psnr']:5.2f} dB | {row['images_per_second']:.0f} images/s, "
+              f"{left / 60:.1f} min left", flush=True)
+except KeyboardInterrupt:
+    if not trainer.in_step:  # a second Ctrl-C does not wait for the step, and half a step cannot be saved
+        save()
+    print(f"interrupted: {checkpoint_path} holds what was done; go on with: python lessons/03_train.py --resume "
+          f"--out {args.out}" if is_ours else "interrupted: nothing was saved", file=sys.stderr)
+    sys.exit(128 + interruptions[0])
 print(f"{checkpoint_path}, and beside it history.csv, losses.png, progress.png\n"
       f"next: python lessons/04_reconstruct.py --checkpoint {checkpoint_path}")
 

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,15 +25,12 @@ TOY_FACES = Path("data/toy64")
 CHECKPOINT = Path("runs/03_train/checkpoint.npz")
 
 
-if_interrupted = []  # lines that a lesson wants said after Ctrl-C
-
-
 def one_line(kind, error, trace):
     """Print what a user can mend as one line; everything else keeps its traceback, for it is a bug."""
     if issubclass(kind, (VAEError, OSError, MemoryError)):
         print(f"error: {error}", file=sys.stderr)
     elif issubclass(kind, KeyboardInterrupt):
-        print("\n".join(["interrupted", *if_interrupted]), file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
     else:
         sys.__excepthook__(kind, error, trace)
@@ -172,6 +170,25 @@ def encode_all(model, images, label="encoding"):
             bar.update(len(x))
     mu, log_var = zip(*parts, strict=True)
     return np.concatenate(mu), np.concatenate(log_var)
+
+
+def note_interruptions(trainer):
+    """Let Ctrl-C and SIGTERM wait for the end of a training step; a second one is not made to wait.
+
+    Returns a list that their number is put into. Outside of a step, KeyboardInterrupt is raised at once.
+    """
+    noted = []
+
+    def note(number, frame):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        noted.append(number)
+        if not trainer.in_step:
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    return noted
 
 
 def spread(count, total):

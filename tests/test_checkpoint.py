@@ -21,12 +21,14 @@ def test_what_is_saved_is_loaded(tmp_path, rng):
     for name, array in arrays.items():
         np.testing.assert_array_equal(loaded[name], array)
         assert loaded[name].dtype == array.dtype
-    assert info == {"format_version": 1, "random_state": state, "history": [{"loss": 0.1}], "name": "Zoë"}
+    assert info == {"format_version": 2, "random_state": state, "history": [{"loss": 0.1}], "name": "Zoë"}
 
 
 def save_training(path, values, model, leave_out=None):
     """A checkpoint that has everything a run's has, if not with much sense, but for what is left out."""
-    arrays = {name: values for name in checkpoint.ARRAYS if name != leave_out}
+    arrays = {"values": values, "m": values, "v": values, "progress": np.zeros((0, 16, 16, 16, 3), np.uint8),
+              "order": np.zeros(0, np.int64), "terms": np.zeros((0, 4))}
+    arrays.pop(leave_out, None)
     info = {name: model if name == "model" else {} for name in checkpoint.INFO if name != leave_out}
     checkpoint.save(path, arrays, info)
 
@@ -53,8 +55,9 @@ def test_a_failure_while_saving_leaves_the_old_one(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.npz"]
 
 
-def write_npz(path, info):
-    np.savez(path, values=np.arange(3), info=np.array(info))
+def write(path, info):
+    """A file with the right checksum and any info."""
+    path.write_bytes(checkpoint.sealed({"values": np.arange(3), "info": np.array(info)}))
 
 
 @pytest.mark.parametrize(
@@ -63,11 +66,12 @@ def write_npz(path, info):
         (lambda path: None, "there is no checkpoint"),
         (lambda path: path.write_bytes(b""), "is damaged or no checkpoint"),
         (lambda path: path.write_text("<html>not found</html>"), "is damaged or no checkpoint"),
-        (lambda path: np.savez(path, values=np.arange(3)), "is damaged or no checkpoint"),
-        (lambda path: np.savez(path, info=np.array({"a": 1}, dtype=object)), "is damaged or no checkpoint"),
-        (lambda path: write_npz(path, "no json"), "is damaged or no checkpoint"),
-        (lambda path: write_npz(path, "[1]"), "is damaged or no checkpoint"),
-        (lambda path: write_npz(path, json.dumps({"format_version": 99})), "has format version 99, this program reads"),
+        (lambda path: np.savez(path, values=np.arange(3), info=np.array('{"format_version": 2}')), "is damaged"),
+        (lambda path: path.write_bytes(checkpoint.sealed({"values": np.arange(3)})), "is damaged or no checkpoint"),
+        (lambda path: write(path, {"a": 1}), "is damaged or no checkpoint"),  # an object, which would be unpickled
+        (lambda path: write(path, "no json"), "is damaged or no checkpoint"),
+        (lambda path: write(path, "[1]"), "is damaged or no checkpoint"),
+        (lambda path: write(path, json.dumps({"format_version": 99})), "has format version 99, this program reads"),
     ],
 )
 def test_anything_else_is_refused_in_one_line(tmp_path, damage, complaint):
@@ -81,10 +85,12 @@ def test_anything_else_is_refused_in_one_line(tmp_path, damage, complaint):
 
 def test_truncated_and_altered_checkpoints_are_refused(tmp_path):
     path = tmp_path / "checkpoint.npz"
-    checkpoint.save(path, {"values": np.arange(5000)}, {"step": 1})
+    checkpoint.save(path, {"values": np.arange(50)}, {"step": 1})
     whole = path.read_bytes()
-    for damaged in (whole[: len(whole) // 2], whole[:-10], whole[:20_000] + b"\xff" + whole[20_001:]):
-        path.write_bytes(damaged)
+    damaged = [whole[: len(whole) // 2], whole[:-10], whole + b"0"]
+    damaged += [whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in range(len(whole))]  # one bit, anywhere
+    for content in damaged:
+        path.write_bytes(content)
         with pytest.raises(CheckpointError, match="is damaged"):
             checkpoint.load(path)
 

@@ -335,7 +335,7 @@ def test_settings_that_make_no_sense_are_refused(settings, complaint):
 def test_a_checkpoint_holds_what_the_lessons_need(ramps, tmp_path):
     run(trainer_for(ramps), epochs=1).save(tmp_path / "checkpoint.npz")
     arrays, info = checkpoint.load(tmp_path / "checkpoint.npz")
-    assert set(arrays) == {"values", "m", "v", "progress"}
+    assert set(arrays) == {"values", "m", "v", "progress", "order", "terms"}
     assert info["model"] == {**SMALL, "channels": [6, 8]}
     assert info["data"] == ramps.description
     assert info["step"] == 3

@@ -1,10 +1,15 @@
 """Save and load what a training run needs to go on: atomically, and without pickle.
 
-A checkpoint is one .npz file: flat arrays (the parameters `values`, Adam's `m` and `v`) and one JSON text `info` (model
-settings, training settings, step, random state, history, and what data it was trained on).
+A checkpoint is one .npz file: arrays (the parameters `values`, Adam's `m` and `v`, and where the epoch in progress
+stands) and one JSON text `info` (model settings, training settings, step, random state, history, and what data it was
+trained on). The comment at the end of the file, which .npz files have for being zip files, is the SHA-256 of all that
+is before it: a file that was cut off or altered anywhere is refused.
 """
 
+import hashlib
+import io
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +19,28 @@ from vae_np.errors import CheckpointError
 from vae_np.files import replacing
 from vae_np.vae import VAE
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # What a checkpoint of training holds; `load_model` refuses one without.
-ARRAYS = ("values", "m", "v", "progress")
-INFO = ("model", "training", "likelihood", "step", "random_state", "history", "data")
+ARRAYS = ("values", "m", "v", "progress", "order", "terms")
+INFO = ("model", "training", "likelihood", "variance", "step", "random_state", "history", "data")
+DIGITS = 64  # of a SHA-256
 
 
 def save(path, arrays, info):
     """Write arrays {name: NumPy array} and info (anything JSON can hold) to path, whole or not at all."""
-    text = json.dumps({"format_version": FORMAT_VERSION, **info})
-    with replacing(path) as partial, open(partial, "wb") as file:
-        np.savez(file, info=np.array(text), **arrays)
+    content = sealed({"info": np.array(json.dumps({"format_version": FORMAT_VERSION, **info})), **arrays})
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+def sealed(arrays):
+    """The bytes of an .npz file of arrays that ends with its checksum."""
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.comment = bytes(DIGITS)
+    content = file.getvalue()[:-DIGITS]
+    return content + hashlib.sha256(content).hexdigest().encode()
 
 
 def load(path):
@@ -32,13 +48,15 @@ def load(path):
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
+    content = path.read_bytes()
     try:
-        # Opened here, since np.load leaves the file open where it finds it damaged.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as members:
+        if hashlib.sha256(content[:-DIGITS]).hexdigest().encode() != content[-DIGITS:]:
+            raise ValueError("the checksum differs")
+        with np.load(io.BytesIO(content), allow_pickle=False) as members:
             arrays = {name: members[name] for name in members.files}
         info = json.loads(str(arrays.pop("info")))
         version = info["format_version"]
-    except Exception:  # zipfile, NumPy and json have many of their own for a damaged file
+    except Exception:  # zipfile, NumPy and json have many of their own for a file that is something else
         raise CheckpointError(f"{path} is damaged or no checkpoint; train again, or name another file") from None
     if version != FORMAT_VERSION:
         raise CheckpointError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}")
@@ -56,8 +74,14 @@ def load_model(path):
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; it is no checkpoint of training")
     try:
         model = VAE(**info["model"])
-        if arrays["values"].shape != model.values.shape:
-            raise ValueError(f"{arrays['values'].size} parameters where {model.values.size} were expected")
+        count, size = model.values.size, model.image_size
+        for name, shape, dtype in (("values", (count,), "float32"), ("m", (count,), "float32"),
+                                   ("v", (count,), "float32"), ("progress", (None, None, size, size, 3), "uint8"),
+                                   ("order", (None,), "int64"), ("terms", (None, None), "float64")):
+            array = arrays[name]
+            if array.dtype != dtype or len(array.shape) != len(shape) or any(
+                    expected not in (None, length) for expected, length in zip(shape, array.shape, strict=True)):
+                raise ValueError(f"{name} is {array.dtype} {array.shape} where {dtype} {shape} was expected")
         if not np.isfinite(arrays["values"]).all():
             raise ValueError("some parameters are not finite")
         model.values[...] = to_device(arrays["values"])

@@ -1,8 +1,12 @@
-"""Write a file whole or not at all."""
+"""Write a file whole or not at all, and keep a folder to one program."""
 
 import os
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from vae_np.errors import TrainingError
 
 
 @contextmanager
@@ -19,5 +23,25 @@ def replacing(path):
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
+        if hasattr(os, "O_DIRECTORY"):  # elsewhere a folder cannot be opened, nor does it have to be
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)  # a file is on disk under its new name only when its folder says so
+            finally:
+                os.close(folder)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def hold(folder):
+    """Make a folder and hold it for as long as the result lives. Raises TrainingError if another program holds it.
+
+    The system lets go of it when a program ends, however it ends.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(Path(folder) / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise TrainingError(f"another training is writing to {folder}; wait for it, or give another --out") from None
+    return lock

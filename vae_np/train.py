@@ -3,7 +3,7 @@
 import csv
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from tqdm import tqdm
@@ -58,6 +58,24 @@ class Settings:
             raise InputError(f"{name} must be {words}, not {value}")
 
 
+@dataclass
+class Epoch:
+    """An epoch in progress. order is the one in which it takes the training images, the rest is about its steps so far.
+
+    What train_step returns is `waiting` on the device for a few steps, until it is fetched to `terms`. variance is the
+    sum of sigma^2 over the images.
+    """
+
+    order: np.ndarray
+    terms: list = field(default_factory=list)
+    waiting: list = field(default_factory=list)
+    variance: float = 0.0
+
+    def images_done(self, batch_size):
+        """How many images its steps have taken; only the last batch may be smaller than the others."""
+        return min((len(self.terms) + len(self.waiting)) * batch_size, len(self.order))
+
+
 class Trainer:
     """Everything that changes while a model learns: parameters, Adam's moments, random state, history.
 
@@ -82,6 +100,8 @@ class Trainer:
         self.rng = np.random.default_rng([settings.seed, 1])
         self.history = []
         self.progress = []  # after each epoch, what `look` saw
+        self.current = None  # the Epoch in progress
+        self.in_step = False  # where an interruption would leave half a step
 
     @property
     def epoch(self):
@@ -119,12 +139,16 @@ class Trainer:
         self.adam.update(rate)
         return terms
 
-    def _fetch(self, steps):
-        """The terms of the last few steps, as a NumPy array (steps, 4). Raises TrainingError if one is not finite."""
-        fetched = to_cpu(xp.stack([xp.stack(terms) for terms in steps]))
-        for step, terms in enumerate(fetched, start=self.adam.step - len(steps) + 1):
+    def _fetch(self):
+        """Fetch the terms of the last few steps to the host. Raises TrainingError if one is not finite."""
+        epoch = self.current
+        if not epoch.waiting:
+            return
+        fetched = to_cpu(xp.stack([xp.stack(terms) for terms in epoch.waiting]))
+        for step, terms in enumerate(fetched, start=self.adam.step - len(fetched) + 1):
             self._check_finite(TERMS, terms, step)
-        return fetched
+        epoch.terms.extend(fetched.tolist())
+        epoch.waiting.clear()
 
     def _check_finite(self, names, values, step):
         for name, value in zip(names, values, strict=True):
@@ -132,35 +156,47 @@ class Trainer:
                 raise TrainingError(f"epoch {self.epoch + 1}, step {step}: the {name} is {value}; the last checkpoint "
                                     "is as it was; try a lower learning rate")
 
-    def train_epoch(self):
-        """Go once through the training images in a new random order; append a row to the history and return it."""
-        start = time.perf_counter()
-        order = self.rng.permutation(len(self.images))
-        sizes, terms, waiting, variance = [], [], [], 0.0
-        bar = tqdm(total=len(order), desc=f"epoch {self.epoch + 1}/{self.settings.epochs}", unit="img", leave=False)
+    def train_epoch(self, after_step=lambda: None):
+        """Go once through the training images in a new random order; append a row to the history and return it.
+
+        An epoch that was interrupted, or resumed from a checkpoint in its middle, goes on where it was. after_step is
+        called after each step, when the trainer can be saved.
+        """
+        start, batch_size = time.perf_counter(), self.settings.batch_size
+        if self.current is None:
+            self.current = Epoch(self.rng.permutation(len(self.images)))
+        epoch = self.current
+        count, done = len(epoch.order), epoch.images_done(batch_size)
+        bar = tqdm(total=count, initial=done, desc=f"epoch {self.epoch + 1}/{self.settings.epochs}", unit="img",
+                   leave=False)
         with bar, self.workers.one_blas_thread():
-            for x in batches(self.images, self.settings.batch_size, order):
-                waiting.append(self.train_step(x))
-                sizes.append(len(x))
+            for x in batches(self.images, batch_size, epoch.order[done:]):
+                self.in_step = True
+                epoch.waiting.append(self.train_step(x))
                 if self.likelihood.sigma is not None:
-                    variance += self.likelihood.sigma**2 * len(x)
+                    epoch.variance += self.likelihood.sigma**2 * len(x)
+                self.in_step = False
                 bar.update(len(x))
-                if len(waiting) == REPORT_EVERY or len(sizes) == self.steps_per_epoch:
-                    terms.extend(self._fetch(waiting))
-                    waiting.clear()
-                    recon, kl, loss, _ = terms[-1]
+                if len(epoch.waiting) == REPORT_EVERY:
+                    self._fetch()
+                    recon, kl, loss, _ = epoch.terms[-1]
                     bar.set_postfix(loss=f"{loss:.0f}", recon=f"{recon:.0f}", kl=f"{kl:.1f}", refresh=False)
-        seconds = time.perf_counter() - start
+                after_step()
+        self._fetch()
+        speed = (count - done) / (time.perf_counter() - start)
         if self.likelihood.sigma is not None:
             # Held-out images are judged with the sigma of the whole epoch, not with that of its last batch.
-            self.likelihood.sigma = math.sqrt(float(variance) / len(order))
-        means = np.average(np.array(terms, np.float64), axis=0, weights=sizes)
-        self.history.append(self._row(means, len(order) / seconds))
-        self.progress.append(self.look())
-        return self.history[-1]
+            self.likelihood.sigma = math.sqrt(float(epoch.variance) / count)
+        row, faces = self._row(epoch, speed), self.look()
+        self.current = None
+        self.history.append(row)
+        self.progress.append(faces)
+        return row
 
-    def _row(self, means, speed):
-        recon, kl, loss, _ = means.tolist()
+    def _row(self, epoch, speed):
+        sizes = np.full(len(epoch.terms), self.settings.batch_size)
+        sizes[-1] -= sizes.sum() - len(epoch.order)
+        recon, kl, loss, _ = np.average(epoch.terms, axis=0, weights=sizes).tolist()
         _, beta = self.schedules(self.adam.step - 1)
         held_out = evaluate(self.workers, self.validation_images, self.likelihood)
         # The last step of an epoch can break a model, too, and a broken model must not be saved.
@@ -179,18 +215,29 @@ class Trainer:
         return to_uint8(np.concatenate([faces, self.model.decode(z)]))
 
     def save(self, path):
-        """Write a checkpoint from which `resume` goes on as if nothing had happened."""
+        """Write a checkpoint from which `resume` goes on as if nothing had happened, between any two steps.
+
+        Raises TrainingError, and leaves an older checkpoint as it was, if a loss or a gradient is not finite.
+        """
+        epoch = self.current or Epoch(np.zeros(0, np.int64))
+        if self.current:
+            self._fetch()
+        sigma = self.likelihood.sigma
         info = {
             "model": self.model.settings,
             "training": asdict(self.settings),
-            "likelihood": {"name": self.likelihood.name, "sigma": self.likelihood.sigma},
+            "likelihood": {"name": self.likelihood.name, "sigma": None if sigma is None else float(sigma)},
+            "variance": float(epoch.variance),
             "step": self.adam.step,
             "random_state": self.rng.bit_generator.state,
             "history": self.history,
             "data": self.dataset.description,
         }
-        arrays = {"values": to_cpu(self.model.values), "m": to_cpu(self.adam.m), "v": to_cpu(self.adam.v)}
-        checkpoint.save(path, {**arrays, "progress": np.stack(self.progress)}, info)
+        size = self.model.image_size
+        arrays = {"values": to_cpu(self.model.values), "m": to_cpu(self.adam.m), "v": to_cpu(self.adam.v),
+                  "progress": np.reshape(self.progress, (-1, 2 * LOOK, size, size, 3)).astype(np.uint8),
+                  "order": epoch.order.astype(np.int64), "terms": np.reshape(epoch.terms, (-1, len(TERMS)))}
+        checkpoint.save(path, arrays, info)
 
     @classmethod
     def resume(cls, path, dataset, settings, threads=None):
@@ -208,6 +255,8 @@ class Trainer:
         trainer.rng.bit_generator.state = info["random_state"]
         trainer.history = info["history"]
         trainer.progress = list(arrays["progress"])
+        if len(arrays["order"]):
+            trainer.current = Epoch(arrays["order"], arrays["terms"].tolist(), variance=info["variance"])
         if trainer.likelihood.sigma is not None:
             trainer.likelihood.sigma = info["likelihood"]["sigma"]
         return trainer
