@@ -13,9 +13,9 @@ try:
     from tqdm import tqdm
 
     from vae_np import checkpoint
-    from vae_np.command import OneLineParser, number_in
+    from vae_np.command import OneLineParser, number_in, report
     from vae_np.data import Dataset, to_float
-    from vae_np.errors import CheckpointError, DatasetError, InputError, VAEError
+    from vae_np.errors import CheckpointError, DatasetError, InputError
 except ModuleNotFoundError as missing:
     sys.exit(f"error: {missing.name} is not installed here; activate the environment that the README makes "
              "(. .venv/bin/activate), or install the project into this one (pip install -e .)")
@@ -26,14 +26,11 @@ CHECKPOINT = Path("runs/03_train/checkpoint.npz")
 
 
 def one_line(kind, error, trace):
-    """Print what a user can mend as one line; everything else keeps its traceback, for it is a bug."""
-    if issubclass(kind, (VAEError, OSError, MemoryError)):
-        print(f"error: {error}", file=sys.stderr)
-    elif issubclass(kind, KeyboardInterrupt):
+    """Print an error as one line."""
+    if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    else:
-        sys.__excepthook__(kind, error, trace)
+    report(error)
 
 
 sys.excepthook = one_line

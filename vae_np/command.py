@@ -3,7 +3,9 @@
 import argparse
 import functools
 import math
+import os
 import sys
+import traceback
 
 from vae_np.errors import VAEError
 
@@ -49,12 +51,22 @@ def positive(text):
     return number
 
 
+def report(error):
+    """Print an error as one line on standard error, after its traceback where VAE_DEBUG=1 asks for it."""
+    if os.environ.get("VAE_DEBUG") == "1":
+        traceback.print_exception(error)
+    if isinstance(error, (VAEError, OSError, MemoryError)):
+        print(f"error: {error}", file=sys.stderr)
+    else:  # not what a user can mend
+        print(f"error: this is a bug: {type(error).__name__}: {error}; VAE_DEBUG=1 shows where", file=sys.stderr)
+
+
 def run(command, **options):
     """Call command(**options); return the exit status: 0 done, 1 failed, 130 interrupted."""
     try:
         command(**options)
-    except (VAEError, OSError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        report(error)
         return 1
     except KeyboardInterrupt:
         print("interrupted: nothing was left unfinished", file=sys.stderr)
