@@ -1,10 +1,17 @@
 """Fixtures that several tests share: random generators and small prepared datasets."""
 
+import os
+
 import numpy as np
 import pytest
 
 from data_tools.prepared import DatasetWriter
 from vae_np.data import Dataset
+
+# Tests start programs in folders of their own, where a relative path would lead nowhere.
+if "PYTHONPATH" in os.environ:
+    folders = os.environ["PYTHONPATH"].split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, filter(None, folders)))
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 from conftest import write_dataset
 from PIL import Image
 
+from vae_np import backend
 from vae_np.data import Dataset
 
 LESSONS = Path(__file__).parent.parent / "lessons"
@@ -145,6 +146,7 @@ def test_lesson_6(room):
         assert animation.n_frames > 20
 
 
+@pytest.mark.skipif(backend.NAME != "numpy", reason="with CuPy, the lesson times the GPU instead")
 def test_lesson_10(tmp_path):
     output = succeed("10_speed.py", "--seconds", 0.001, cwd=tmp_path)
     rows = re.findall(r"^(\d) (.+?)  +([\d.,]+) +([\d.,]+) +[\d.,]+ +[\d.,]+ +[\d.,]+ +[\d.]+%$", output, re.MULTILINE)
@@ -158,6 +160,14 @@ def test_lesson_10(tmp_path):
     for line in ("    tiles_of ", "Conv2d ", "WinogradConv2d ", "PyTorch "):
         assert f"\n{line}" in output
     assert pictures_in(tmp_path / "runs/10_speed") == {"steps.png"}
+
+
+@pytest.mark.skipif(backend.NAME != "cupy", reason="needs VAE_BACKEND=cupy")
+def test_lesson_10_with_a_gpu(tmp_path):
+    output = succeed("10_speed.py", "--seconds", 0.001, cwd=tmp_path)
+    for line in ("array code, in blocks ", "one launch ", "products ", "Conv2d(", "A whole step on "):
+        assert f"\n{line}" in output
+    assert pictures_in(tmp_path / "runs/10_speed") == {"gpu.png"}
 
 
 def test_resuming_in_the_lesson_equals_not_having_stopped(room):
@@ -250,7 +260,7 @@ def test_without_data_toy_faces_are_drawn_once(tmp_path, monkeypatch):
     # As a newcomer's first command, but with few faces: the lesson calls the tool, whose default count is lowered here.
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nif 'data_tools.toy_faces' in sys.orig_argv: sys.argv += ['--count', '40']\n", encoding="utf-8")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     output = succeed("03_train.py", *SMALL, "--epochs", 1, cwd=tmp_path)
     assert "drawing toy faces, once, to" in output
     assert "data_tools.celeba" in output

@@ -332,6 +332,15 @@ def test_settings_that_make_no_sense_are_refused(settings, complaint):
         Settings(**settings)
 
 
+@pytest.mark.parametrize("validation", [1, 5])
+def test_a_run_with_few_validation_images_is_saved_and_resumed(tmp_path, validation):
+    dataset = write_dataset(tmp_path / "few", validation=validation)
+    trainer = run(trainer_for(dataset), epochs=1)
+    trainer.save(tmp_path / "checkpoint.npz")
+    resumed = Trainer.resume(tmp_path / "checkpoint.npz", dataset, trainer.settings)
+    np.testing.assert_array_equal(resumed.progress, trainer.progress)
+
+
 def test_a_checkpoint_holds_what_the_lessons_need(ramps, tmp_path):
     run(trainer_for(ramps), epochs=1).save(tmp_path / "checkpoint.npz")
     arrays, info = checkpoint.load(tmp_path / "checkpoint.npz")

@@ -16,6 +16,7 @@ from collections import defaultdict
 import numpy as np
 
 from vae_np import backend
+from vae_np.backend import to_device
 from vae_np.command import POSITIVE, OneLineParser, run
 from vae_np.data import to_float
 from vae_np.losses import LIKELIHOODS
@@ -100,7 +101,7 @@ def measure(batch_size=128, steps=12, threads=None, likelihood="bernoulli", prof
     model = VAE()
     trainer = Trainer(model, RandomImages(batch_size, model.image_size),
                       Settings(batch_size=batch_size, likelihood=likelihood), threads)
-    x = to_float(trainer.images)
+    x = to_device(to_float(trainer.images))
     with trainer.workers.one_blas_thread():
         for _ in range(WARM_UP):
             trainer.train_step(x)

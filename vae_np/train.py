@@ -233,9 +233,9 @@ class Trainer:
             "history": self.history,
             "data": self.dataset.description,
         }
-        size = self.model.image_size
+        shape = (0, 0, self.model.image_size, self.model.image_size, 3)
         arrays = {"values": to_cpu(self.model.values), "m": to_cpu(self.adam.m), "v": to_cpu(self.adam.v),
-                  "progress": np.reshape(self.progress, (-1, 2 * LOOK, size, size, 3)).astype(np.uint8),
+                  "progress": np.stack(self.progress) if self.progress else np.zeros(shape, np.uint8),
                   "order": epoch.order.astype(np.int64), "terms": np.reshape(epoch.terms, (-1, len(TERMS)))}
         checkpoint.save(path, arrays, info)
 

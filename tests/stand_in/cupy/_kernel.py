@@ -108,6 +108,7 @@ class ElementwiseKernel:
         # Constants become variables that are set before a run: else each new value would be compiled anew.
         constant = r"constexpr int (\w+) = (-?\d+);"
         self._constants = {name: int(value) for name, value in re.findall(constant, preamble)}
+        self._compiled = {}
         self._code = {"operation": operation, "preamble": re.sub(constant, r"static int \1;", preamble),
                       "constants": " ".join(f"{name} = constants[{k}];" for k, name in enumerate(self._constants)),
                       "loop_prep": loop_prep, "after_loop": after_loop}
@@ -165,9 +166,14 @@ class ElementwiseKernel:
 
     def _run(self, types, shape, given):
         hosts = [self._host(p, types, arg, shape) for p, arg in given]
-        if all(host.flags.c_contiguous for host in hosts):
-            hosts = [host.reshape(-1) for host in hosts]  # the same numbers, and much faster to find
-        run = compiled(self._source(types, given))
+        # The numbers of a flat array are much faster to find. Arrays that are not raw share their axes.
+        flat = all(host.flags.c_contiguous for (p, _), host in zip(given, hosts, strict=True) if not p.raw)
+        hosts = [host.reshape(-1) if host.flags.c_contiguous and (p.raw or flat) else host
+                 for (p, _), host in zip(given, hosts, strict=True)]
+        key = (*types.items(), *(isinstance(arg, ndarray) for _, arg in given))
+        if key not in self._compiled:
+            self._compiled[key] = compiled(self._source(types, given))
+        run = self._compiled[key]
         arrays = [(ctypes.c_ssize_t * host.ndim)(*values) for host in hosts for values in (host.shape, host.strides)]
         count, pointers = len(hosts), ctypes.POINTER(ctypes.c_ssize_t) * len(hosts)
         fault = (ctypes.c_ssize_t * 3)()
