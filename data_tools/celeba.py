@@ -12,9 +12,10 @@ import argparse
 import functools
 import io
 import os
+import re
 import sys
 import time
-from pathlib import PurePosixPath
+import warnings
 
 import numpy as np
 from PIL import Image
@@ -28,7 +29,10 @@ from vae_np.errors import DatasetError
 CROPS = (148, 140, 128, "none")
 SIZES = range(8, 179)  # up to the photographs' own width
 COUNTS = range(1, 1_000_000)
+OFFICIAL_NAME = re.compile(r"([0-9]{6})\.(jpg|png)")
 OFFICIAL_LAST = (162_770, 182_637, 202_599)  # the number of the last image of train, validation and test
+FORMATS = ("JPEG", "PNG")  # each other one that Pillow knows is another way in, and no copy of CelebA has it
+MOST_PIXELS = 1 << 24  # of one image, which takes 64 MB to decode; an aligned photograph has 38,804
 
 
 def crop_box(width, height, crop):
@@ -42,40 +46,79 @@ def crop_box(width, height, crop):
     return left, top, left + crop, top + crop
 
 
-def read_rgb(file):
-    """Decode an image file of any kind into an RGB image. Raises DatasetError if it is damaged or no image."""
+def read_image(file):
+    """Decode an image file, whatever its colours. Raises DatasetError if it is damaged, too large or no image."""
     data = file.read()
     try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-        return image if image.mode == "RGB" else image.convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's: of large images, refused below, and of what it reads anyway
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height <= MOST_PIXELS:  # as its header says, before there is memory for a pixel
+                image.load()
+                return image
     except Exception as error:  # each of Pillow's decoders has exceptions of its own for a damaged file
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
+        reason = "no JPEG or PNG image" if isinstance(error, Image.UnidentifiedImageError) else error
         raise DatasetError(f"{file} cannot be decoded ({reason}); download or unpack it again") from None
+    raise DatasetError(f"{file} has {image.width}x{image.height} pixels, too many for a photograph of CelebA; "
+                       "download or unpack it again")
+
+
+def to_rgb(image):
+    """The RGB image of a grey, palette, CMYK or transparent one, which loses its transparency."""
+    if image.mode.startswith("I"):  # 16 bits, of which Pillow's own conversion keeps the wrong ones
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def decode(file, crop, size):
-    """Decode, crop and scale an image file: uint8 (size, size, 3). Raises DatasetError, naming the file."""
-    image = read_rgb(file)
+    """Decode, crop and scale an image file: uint8 (size, size, 3), and whether it had to be converted to RGB.
+
+    Raises DatasetError, naming the file.
+    """
+    image = read_image(file)
+    converted = image.mode != "RGB"
     if crop != "none" and min(image.size) < crop:
         raise DatasetError(f"{file} has {image.width}x{image.height} pixels, too few for a crop of {crop}; "
                            "choose a smaller --crop, or none")
+    if converted:
+        image = to_rgb(image)
     box = crop_box(image.width, image.height, crop)
     # Cut first: resize(box=...) would let the filter see pixels outside the square, as torchvision's recipes do not.
-    return np.asarray(image.crop(box).resize((size, size), Image.Resampling.BILINEAR))
+    return np.asarray(image.crop(box).resize((size, size), Image.Resampling.BILINEAR)), converted
 
 
 def decode_rows(start, stop, files, images_path, crop, size):
-    """Decode the files of rows start..stop into the array on disk at images_path; run by worker processes."""
+    """Decode the files of rows start..stop into the array on disk at images_path; run by worker processes.
+
+    Returns {row: what is wrong with its image} of those that cannot be used, and the rows that were converted to RGB.
+    """
     images = np.load(images_path, mmap_mode="r+")
-    for row, file in zip(images[start:stop], files, strict=True):
-        row[...] = decode(file, crop, size)
+    damaged, converted = {}, []
+    for row, file in zip(range(start, stop), files, strict=True):
+        try:
+            images[row], was_converted = decode(file, crop, size)
+        except DatasetError as error:
+            damaged[row] = str(error)
+            continue
+        if was_converted:
+            converted.append(row)
+    return damaged, converted
+
+
+def decode_all(files, images_path, crop, size, workers):
+    """Decode all files with worker processes; returns what `decode_rows` does, of all rows."""
+    task = functools.partial(decode_rows, images_path=images_path, crop=crop, size=size)
+    damaged, converted = {}, []
+    for *_, (some_damaged, some_converted) in map_rows(task, len(files), workers, "decoding", items=files):
+        damaged |= some_damaged
+        converted += some_converted
+    return damaged, converted
 
 
 def official_split(name):
     """The split that CelebA's authors gave an image, by its number: 0 train, 1 validation, 2 test."""
-    stem = PurePosixPath(name).stem
-    number = int(stem) if stem.isdecimal() else 0
+    match = OFFICIAL_NAME.fullmatch(name)
+    number = int(match[1]) if match else 0
     if not 1 <= number <= OFFICIAL_LAST[-1]:
         raise DatasetError(f"there is no list_eval_partition.csv or .txt, and {name} is none of CelebA's file names "
                            "(000001.jpg to 202599.jpg); put the list beside the images")
@@ -132,7 +175,27 @@ def load_attributes(download, names):
     return attribute_names, values.reshape(len(names), len(attribute_names))
 
 
-def prepare(source, out, size=64, crop=148, limit=None, workers=1, overwrite=False):
+def check_damaged(damaged, count, skip):
+    """Raise DatasetError if images cannot be used, unless they are to be skipped and others are left."""
+    if not damaged:
+        return
+    first = next(iter(damaged.values()))
+    if len(damaged) == count:
+        raise DatasetError(f"{first}; none of {count:,} images can be used")
+    if not skip:
+        raise DatasetError(f"{first}; in all, {len(damaged):,} of {count:,} images cannot be used, and --skip-damaged "
+                           "leaves them out")
+    print(f"skipped {len(damaged):,} of {count:,} images that cannot be used, all named in dataset.json: {first}")
+
+
+def other_rows(rows, counts):
+    """All rows but these, and how many of them each split has."""
+    splits = np.repeat(range(len(SPLITS)), counts)
+    others = np.setdiff1d(np.arange(len(splits)), list(rows))
+    return others.tolist(), np.bincount(splits[others], minlength=len(SPLITS)).tolist()
+
+
+def prepare(source, out, size=64, crop=148, limit=None, workers=1, overwrite=False, skip_damaged=False):
     """Write the prepared dataset of a CelebA download into the folder `out`, and print what it has.
 
     Raises DatasetError, with a message of one line; then nothing is left in `out`.
@@ -144,13 +207,19 @@ def prepare(source, out, size=64, crop=148, limit=None, workers=1, overwrite=Fal
     names = [name for part, count in zip(names, counts, strict=True) for name in part[:count]]
     attribute_names, attributes = load_attributes(download, names)
     with DatasetWriter(out, len(names), size, overwrite) as writer:
-        task = functools.partial(decode_rows, images_path=writer.images_path, crop=crop, size=size)
         files = [download.images[name] for name in names]
-        for _ in map_rows(task, len(names), workers, "decoding", items=files):
-            pass
+        damaged, converted = decode_all(files, writer.images_path, crop, size, workers)
+        check_damaged(damaged, len(names), skip_damaged)
+        if converted:
+            print(f"converted to RGB: {len(converted):,} images, the first {names[converted[0]]}")
+        skipped = [names[row] for row in damaged]
+        if damaged:
+            kept, counts = other_rows(damaged, counts)
+            writer.keep(kept)
+            attributes, names = attributes[kept], [names[row] for row in kept]
         writer.finish(source="CelebA", crop=crop, attributes=attributes, attribute_names=attribute_names,
                       splits=dict(zip(SPLITS, counts, strict=True)), file_names=names,
-                      info={"resampling": "bilinear, antialiased"})
+                      info={"resampling": "bilinear, antialiased", "skipped": skipped})
     for split, count in zip(SPLITS, counts, strict=True):
         print(f"{split:10} {count:9,} images" + ("" if count else ": this copy of CelebA has none"))
     seconds = time.perf_counter() - started
@@ -175,6 +244,7 @@ def parse_arguments(arguments):
     parser.add_argument("--workers", metavar="N", type=number_in(COUNTS), default=os.cpu_count() or 1,
                         help="processes that decode (default: one per processor)")
     parser.add_argument("--overwrite", action="store_true", help="replace a prepared dataset in DIR")
+    parser.add_argument("--skip-damaged", action="store_true", help="leave out images that cannot be used")
     return parser.parse_args(arguments)
 
 

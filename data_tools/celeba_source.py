@@ -11,9 +11,12 @@ import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from vae_np.errors import DatasetError
+
+# Nothing is ever unpacked to disk: of a path inside an archive only the file name is used, to tell one image from
+# another. So no name can lead a write anywhere.
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 ATTRIBUTE_LIST = "list_attr_celeba"
@@ -22,6 +25,7 @@ LIST_SUFFIXES = (".csv", ".txt")
 LIST_FOLDERS = ("", "Anno", "Eval")
 ZIP_NAMES = ("img_align_celeba.zip", "archive.zip")
 FOLDERS_DEEP = 3
+LARGEST_FILE = 1 << 26  # bytes of an image or a list; the longest, the list of attributes, has 26 million
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,15 @@ class PlainFile:
         return self.path
 
     def read(self):
-        """Its bytes. Raises OSError."""
-        return Path(self.path).read_bytes()
+        """Its bytes. Raises OSError, and DatasetError if it is no ordinary file: reading a pipe would never end."""
+        path = Path(self.path)
+        if not path.is_file():
+            raise DatasetError(f"{self} is missing or no ordinary file; download or unpack it again")
+        check_size(self, path.stat().st_size)
+        return path.read_bytes()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ZipMember:
     """A file inside a zip archive, with what the archive's directory says about it.
 
@@ -50,6 +58,7 @@ class ZipMember:
     name: str
     offset: int
     compressed_size: int
+    size: int
     compression: int
     crc: int
 
@@ -58,18 +67,21 @@ class ZipMember:
 
     def read(self):
         """Its bytes. Raises DatasetError if they are not what the archive's directory promises."""
+        check_size(self, max(self.size, self.compressed_size))
         file = open_once(self.archive)
-        file.seek(self.offset)
-        header = file.read(LOCAL_HEADER.size)
+        if not 0 <= self.offset < os.fstat(file.fileno()).st_size:
+            raise DatasetError(f"{self} is damaged (its place is outside the archive); download the archive again")
         try:
-            signature, name_length, extra_length = LOCAL_HEADER.unpack(header)
+            file.seek(self.offset)
+            signature, name_length, extra_length = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
             file.seek(name_length + extra_length, os.SEEK_CUR)
             data = file.read(self.compressed_size)
             if self.compression == zipfile.ZIP_DEFLATED:
-                data = zlib.decompress(data, wbits=-zlib.MAX_WBITS)
+                # One byte more than promised shows that there is more, and no more than that is ever unpacked.
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, self.size + 1)
         except (struct.error, zlib.error) as error:
             raise DatasetError(f"{self} is damaged ({error}); download the archive again") from None
-        if signature != SIGNATURE or zlib.crc32(data) != self.crc:
+        if signature != SIGNATURE or len(data) != self.size or zlib.crc32(data) != self.crc:
             raise DatasetError(f"{self} is damaged (its checksum is wrong); download the archive again")
         return data
 
@@ -78,6 +90,12 @@ SIGNATURE = b"PK\3\4"
 # What stands before each member's data: a signature, 22 bytes that the archive's directory repeats, and the lengths of
 # the member's name and of an extra field, which come next.
 LOCAL_HEADER = struct.Struct("<4s22xHH")
+
+
+def check_size(file, size):
+    """Raise DatasetError if a file is too large to be one of CelebA's, and to be read at once."""
+    if size > LARGEST_FILE:
+        raise DatasetError(f"{file} has {size:,} bytes, more than any image or list of CelebA; download it again")
 
 
 @functools.cache
@@ -109,71 +127,98 @@ def find_celeba(source):
     source = Path(source)
     if not source.exists():
         raise DatasetError(f"{source} does not exist; give CelebA's zip archive or the folder it was unpacked to")
-    files = files_in_folder(source) if source.is_dir() else files_in_zip(source)
-    images = images_by_name(files)
+    files = by_name(files_in_folder(source) if source.is_dir() else files_in_zip(source))
+    images = {name: file for name, file in files.items() if is_image(name)}
     if images:
         return Download(images, find_list(source, files, ATTRIBUTE_LIST), find_list(source, files, PARTITION_LIST))
     if source.is_dir():
-        archives = [file.path for name, file in files.items() if PurePosixPath(name).name in ZIP_NAMES]
-        if archives:
-            return find_celeba(archives[0])
+        for name in ZIP_NAMES:
+            if name in files:
+                return find_celeba(files[name].path)
     raise DatasetError(f"{source} has no .jpg or .png images; give CelebA's zip archive or the folder it was "
                        "unpacked to")
 
 
 def files_in_folder(folder):
-    """The files of a folder and of those inside it, three deep: {"img_align_celeba/000001.jpg": PlainFile}."""
-    files = {}
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
+    """The files of a folder and of those inside it, three deep, as pairs of name and PlainFile. Raises OSError."""
+    for parent, subfolders, names in os.walk(folder, onerror=stop, followlinks=True):
         inside = Path(parent).relative_to(folder)
         if len(inside.parts) == FOLDERS_DEEP:
             subfolders.clear()
         subfolders.sort()
-        prefix = "" if inside == Path() else inside.as_posix() + "/"
-        files.update((prefix + name, PlainFile(os.path.join(parent, name))) for name in names)
-    return files
+        for name in names:
+            yield name, PlainFile(os.path.join(parent, name))
+
+
+def stop(error):
+    """Raise what os.walk would pass over: images that are silently left out."""
+    raise error
 
 
 def files_in_zip(path):
-    """The members of a zip archive: {"img_align_celeba/000001.jpg": ZipMember}.
+    """The members of a zip archive that are wanted, as pairs of name and ZipMember.
 
-    Raises DatasetError if the file is no zip archive or breaks off.
+    Raises DatasetError if the file is no zip archive, breaks off, or has a member whose path leads out of it.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except zipfile.BadZipFile:
-        with open(path, "rb") as file:
-            begins_well = file.read(len(SIGNATURE)) == SIGNATURE
-        problem = "breaks off before its end" if begins_well else "is not a zip archive (perhaps a saved web page)"
-        raise DatasetError(f"{path} {problem}; download it again") from None
-    readable = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-    for member in members:
-        if member.compress_type not in readable or member.flag_bits & 1:
+    if not path.is_file():
+        raise DatasetError(f"{path} is neither a file nor a folder; give CelebA's zip archive or the folder it was "
+                           "unpacked to")
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+        except Exception as error:  # a damaged directory has zipfile raise many kinds
+            file.seek(0)
+            raise DatasetError(f"{path} {what_it_is(file.read(512), error)}; download it again") from None
+    archive = str(path)  # one string for all members: pickled with them, it is then written once
+    for m in members:
+        # zipfile cuts filename at a null character, and on Windows it turns each backslash into a slash.
+        name = m.orig_filename.replace("\\", "/").rpartition("/")[2]
+        if not is_wanted(name):
+            continue
+        if leads_out(m.orig_filename):
+            raise DatasetError(f"{path} has a member named {m.orig_filename!r}, a path that leads out of the archive; "
+                               "that is none of CelebA's, download it again")
+        if m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or m.flag_bits & 1:
             raise DatasetError(f"{path} is encrypted or compressed in a way that this program cannot read; "
                                "unpack it and give the folder")
-    # One string for all members: pickled with them, it is then written once.
-    archive = str(path)
-    return {m.filename: ZipMember(archive, m.filename, m.header_offset, m.compress_size, m.compress_type, m.CRC)
-            for m in members}
+        yield name, ZipMember(archive, m.orig_filename, m.header_offset, m.compress_size, m.file_size,
+                              m.compress_type, m.CRC)
 
 
-def images_by_name(files):
-    """The image files among {path: file}, by file name alone.
+def what_it_is(beginning, error):
+    """What is wrong with a file that zipfile cannot open, by its first bytes."""
+    if not beginning:
+        return "is empty"
+    if beginning.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
+        return "is a web page, not a zip archive: usually a site's request to log in, or word that a quota is used up"
+    if not beginning.startswith(SIGNATURE):
+        return "is not a zip archive"
+    return "breaks off before its end" if "not a zip file" in str(error) else f"is damaged ({error})"
 
-    Names that start with a dot are left out: macOS adds such companions to the archives it makes.
-    Raises DatasetError if two images share a name.
+
+def leads_out(path):
+    """Whether a path inside an archive is absolute, goes up, or has a backslash, a drive or a colon."""
+    return path.startswith("/") or "\\" in path or ":" in path or ".." in path.split("/")
+
+
+def by_name(files):
+    """The images, lists and archives among pairs of name and file, as a dictionary.
+
+    Raises DatasetError if two share a name, or if a name has characters that would spoil a message or a terminal.
     """
-    images = {}
-    for path, file in files.items():
-        name = PurePosixPath(path).name
-        if name.startswith(".") or not is_image(name):
+    wanted = {}
+    for name, file in files:
+        if not is_wanted(name):
             continue
-        if name in images:
-            raise DatasetError(f"two images are named {name}: {images[name]} and {file}; give the folder that has "
-                               "only the aligned ones")
-        images[name] = file
-    return images
+        if not str(file).isprintable():
+            raise DatasetError(f"the name {str(file)!r} has characters that cannot be printed; rename it, or download "
+                               "it again")
+        if name in wanted:
+            raise DatasetError(f"two files are named {name}: {wanted[name]} and {file}; give the folder that has "
+                               "only the aligned images, and one list of each kind")
+        wanted[name] = file
+    return wanted
 
 
 def is_image(name):
@@ -181,13 +226,22 @@ def is_image(name):
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
+def is_wanted(name):
+    """Whether a file is an image, a list, or an archive of images, going by its name.
+
+    Names that start with a dot are left out: macOS adds such companions to the archives it makes.
+    """
+    stem, dot, suffix = name.rpartition(".")
+    is_list = stem in (ATTRIBUTE_LIST, PARTITION_LIST) and dot + suffix in LIST_SUFFIXES
+    return not name.startswith(".") and (is_image(name) or is_list or name in ZIP_NAMES)
+
+
 def find_list(source, files, stem):
     """The list with this name, without its suffix, among the source's files or beside the source; None if none is."""
     names = [stem + suffix for suffix in LIST_SUFFIXES]
-    inside = {PurePosixPath(path).name: file for path, file in files.items()}
     for name in names:
-        if name in inside:
-            return inside[name]
+        if name in files:
+            return files[name]
     here = source.absolute()
     for base in (here.parent, here.parent.parent):
         for path in (base / folder / name for folder in LIST_FOLDERS for name in names):
@@ -205,7 +259,7 @@ def read_attributes(file):
     count = len(next(iter(rows.values())))
     for fields in preamble:
         # The name of the image column may be there or not. Some copies have a line of column numbers as well.
-        if len(fields) in (count, count + 1) and not fields[-1].isdigit():
+        if len(fields) in (count, count + 1) and not fields[-1].isdigit() and len(set(fields[-count:])) == count:
             return fields[-count:], rows
     raise DatasetError(f"{file} has {count} values for each image but no line that names {count} attributes; "
                        "download the list again")

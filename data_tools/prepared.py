@@ -1,21 +1,28 @@
 """Write a prepared dataset (see vae_np/data.py): in parallel, and whole or not at all."""
 
+import glob
 import json
 import multiprocessing
 import os
+import secrets
 import shutil
 import signal
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from vae_np.data import FORMAT_VERSION, SPLITS, checksum
 from vae_np.errors import DatasetError
 
 MAX_WORKERS = 61  # as many as Windows can wait for
+LOCK = ".lock"  # in a staging folder: held as long as its program lives, however it ends
+REPLACED = ".replaced"  # in a staging folder: the dataset whose place it takes
+BYTES_BESIDE = 512  # of an image: its attributes, factors and name take less
 
 
 class DatasetWriter:
@@ -23,16 +30,19 @@ class DatasetWriter:
 
     Within a `with` block: worker processes write rows of `images_path`, a uint8 (count, size, size, 3) .npy file, then
     `finish` writes the rest. Leaving the block without `finish`, by an exception or Ctrl-C, removes what was written.
+    What a program that was killed has left is removed by the next one that writes to the same folder.
 
-    Raises DatasetError if `folder` exists, unless overwrite is given and it holds a prepared dataset.
+    Raises DatasetError if `folder` exists, unless overwrite is given and it holds a prepared dataset and nothing else,
+    and if the disk has too little room.
     """
 
     def __init__(self, folder, count, size, overwrite=False):
         self.folder = Path(folder).resolve()
         self.count = count
         self.overwrite = overwrite
-        self._check_target()
-        self.staging = self.folder.with_name(f".{self.folder.name}.partial-{os.getpid()}")
+        # A name that no earlier program had: should one of its workers still run, it writes to another file.
+        self.staging = self.folder.with_name(f".{self.folder.name}.partial-{secrets.token_hex(4)}")
+        self.lock = FileLock(self.staging / LOCK)
         self.images_path = self.staging / "images.npy"
         self.shape = (count, size, size, 3)
 
@@ -44,10 +54,26 @@ class DatasetWriter:
         if not (self.folder / "dataset.json").is_file():
             raise DatasetError(f"{self.folder} exists and is not a prepared dataset, so --overwrite leaves it alone; "
                                "choose another --out")
+        others = [name for name in sorted(os.listdir(self.folder))
+                  if not name.endswith(".npy") and name not in ("dataset.json", LOCK, REPLACED, ".DS_Store")]
+        if others:
+            raise DatasetError(f"{self.folder} exists and has more than a prepared dataset ({others[0]}), so "
+                               "--overwrite leaves it alone; choose another --out")
+
+    def _check_room(self):
+        needed = self.count * (self.shape[1] ** 2 * 3 + BYTES_BESIDE)
+        free = shutil.disk_usage(self.staging).free
+        if needed > free:
+            raise DatasetError(f"{self.folder} needs {needed / 1e6:,.1f} MB, and its disk has {free / 1e6:,.1f} MB "
+                               "free; make room, or choose another --out")
 
     def __enter__(self):
+        remove_leftovers(self.folder)
+        self._check_target()
         self.staging.mkdir(parents=True)
         try:
+            self.lock.acquire(timeout=0)
+            self._check_room()
             np.lib.format.open_memmap(self.images_path, mode="w+", dtype=np.uint8, shape=self.shape).flush()
         except BaseException:  # __exit__ follows only an __enter__ that succeeded
             self.__exit__()
@@ -55,7 +81,29 @@ class DatasetWriter:
         return self
 
     def __exit__(self, *exception):
-        shutil.rmtree(self.staging, ignore_errors=True)
+        self.lock.release()
+        discard(self.staging, self.folder)
+
+    def keep(self, rows):
+        """Keep only these rows of the images, in this order; they ascend, so that each moves to where none waits."""
+        width = int(np.prod(self.shape[1:]))
+        self.count = len(rows)
+        self.shape = (self.count, *self.shape[1:])
+        # With a memmap, a full disk would kill this process.
+        with open(self.images_path, "rb+") as file:
+            np.lib.format.read_magic(file)
+            np.lib.format.read_array_header_1_0(file)
+            start = file.tell()
+            for new, old in enumerate(rows):
+                file.seek(start + old * width)
+                image = file.read(width)
+                file.seek(start + new * width)
+                file.write(image)
+            file.truncate(start + self.count * width)
+            file.seek(0)
+            header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            assert file.tell() == start  # NumPy leaves room in it for any number of rows
 
     def finish(self, *, source, crop, attributes, attribute_names, splits, file_names, arrays=None, info=None):
         """Write attributes, further arrays and dataset.json, then move the dataset to its place.
@@ -78,12 +126,40 @@ class DatasetWriter:
             "file_names": list(file_names),
         }
         (self.staging / "dataset.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
+        for path in (*self.staging.glob("*.npy"), self.staging / "dataset.json"):
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())  # else after a power cut the name might be there and the pixels not
         self._check_target()  # again: another program may have made the folder meanwhile
-        replaced = self.staging.with_name(self.staging.name + "-replaced")
         if self.folder.exists():
-            os.replace(self.folder, replaced)
+            os.replace(self.folder, self.staging / REPLACED)
+        if os.name == "nt":  # which renames no folder with an open file in it
+            self.lock.release()
         os.replace(self.staging, self.folder)
-        shutil.rmtree(replaced, ignore_errors=True)
+        self.lock.release()
+        (self.folder / LOCK).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / REPLACED, ignore_errors=True)
+
+
+def remove_leftovers(folder):
+    """Remove the staging folders beside `folder` whose program was killed, which shows in that nobody holds their lock.
+
+    A program that was killed between the two renames of `finish` has left the older dataset there: it goes back.
+    """
+    for lock in folder.parent.glob(f".{glob.escape(folder.name)}.partial-*/{LOCK}"):
+        try:
+            with FileLock(lock, timeout=0):
+                pass
+        except Timeout:
+            continue
+        discard(lock.parent, folder)
+        print(f"removed {lock.parent}, left by a run that was killed")
+
+
+def discard(staging, folder):
+    """Remove a staging folder; the dataset that it was about to replace goes back to its place."""
+    if (staging / REPLACED).exists() and not folder.exists():
+        os.replace(staging / REPLACED, folder)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def map_rows(task, count, workers, description, chunk=64, items=None):
@@ -98,7 +174,7 @@ def map_rows(task, count, workers, description, chunk=64, items=None):
     spans = [(start, min(start + chunk, count)) for start in range(0, count, chunk)]
     inputs = spans if items is None else [(start, stop, items[start:stop]) for start, stop in spans]
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, MAX_WORKERS), context, initializer=ignore_interrupts)
+    pool = ProcessPoolExecutor(min(workers, MAX_WORKERS), context, initializer=stay_with_parent)
     with tqdm(total=count, desc=description, unit="img") as bar, pool:
         try:
             for (start, stop), result in zip(spans, submit_all(pool, task, inputs), strict=True):
@@ -131,6 +207,17 @@ def submit_all(pool, task, inputs):
             signal.raise_signal(signal.SIGINT)
 
 
-def ignore_interrupts():
-    """Ignore Ctrl-C, which reaches every process of a terminal: only the parent stops, and then cleans up."""
+def stay_with_parent():
+    """Have a worker end when its parent does, and not before.
+
+    Ctrl-C reaches every process of a terminal: only the parent stops, and then cleans up. A parent that is killed tells
+    nobody: without the thread its workers would wait for work for ever.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent():
+    """Wait for the parent process to end, then end this one at once."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

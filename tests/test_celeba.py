@@ -1,20 +1,24 @@
 """Seven flat pictures stand for CelebA: enough for every layout and list, and each is known by its colour."""
 
+import dataclasses
 import functools
 import io
 import itertools
 import os
 import subprocess
 import sys
+import tracemalloc
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from data_tools import celeba
-from data_tools.celeba_source import PlainFile, read_attributes, read_partition
+from data_tools.celeba_source import PlainFile, files_in_folder, find_celeba, read_attributes, read_partition
 from vae_np.data import Dataset
+from vae_np.errors import DatasetError
 
 NAMES = ["000001.jpg", "000002.jpg", "000003.jpg", "162771.jpg", "162772.jpg", "182638.jpg", "182639.jpg"]
 SPLITS = [0, 0, 0, 1, 1, 2, 2]
@@ -238,7 +242,9 @@ def coordinates(width=178, height=218):
 
 def decode(tmp_path, image, crop, size):
     image.save(tmp_path / "image.png")
-    return celeba.decode(PlainFile(str(tmp_path / "image.png")), crop, size)
+    pixels, converted = celeba.decode(PlainFile(str(tmp_path / "image.png")), crop, size)
+    assert not converted
+    return pixels
 
 
 @pytest.mark.parametrize(("crop", "left", "top"), [(148, 15, 35), (140, 19, 39), (128, 25, 45)])
@@ -268,11 +274,18 @@ def test_scaling_is_antialiased(tmp_path):
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
 def test_other_kinds_of_images_become_rgb(tmp_path, mode):
-    white = Image.new("RGB", (178, 218), "white").convert(mode)
-    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
-    white.save(path)
-    pixels = celeba.decode(PlainFile(str(path)), 148, 8)
+    path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
+    Image.new("RGB", (178, 218), "white").convert(mode).save(path)
+    pixels, converted = celeba.decode(PlainFile(str(path)), 148, 8)
+    assert converted
     np.testing.assert_array_equal(pixels, np.full((8, 8, 3), 255, np.uint8))
+
+
+def test_16_bits_keep_the_upper_8(tmp_path):
+    Image.fromarray(np.full((218, 178), 0x80FF, np.uint16)).save(tmp_path / "image.png")
+    pixels, converted = celeba.decode(PlainFile(str(tmp_path / "image.png")), 148, 8)
+    assert converted
+    np.testing.assert_array_equal(pixels, np.full((8, 8, 3), 0x80, np.uint8))
 
 
 def test_images_of_another_size_are_cropped_by_the_same_rule(tmp_path):
@@ -315,6 +328,97 @@ def missing_source(root):
 
 def web_page(root):
     return write_folder(root, {"archive.zip": "<!DOCTYPE html><title>Sign in</title>"}) / "archive.zip"
+
+
+def web_page_after_a_blank_line(root):
+    return write_folder(root, {"archive.zip": b"\xef\xbb\xbf\r\n  <html>Quota exceeded</html>"}) / "archive.zip"
+
+
+def empty_file(root):
+    return write_folder(root, {"archive.zip": ""}) / "archive.zip"
+
+
+def other_archive(root):
+    return write_folder(root, {"archive.zip": b"7z\xbc\xaf\x27\x1c" + bytes(100)}) / "archive.zip"
+
+
+def damaged_directory(root):
+    path = kaggle_zip(root)
+    path.write_bytes(path.read_bytes().replace(b"PK\1\2", b"PK\1\0"))
+    return path
+
+
+def member_named(name):
+    def layout(root):
+        return write_zip(root / "archive.zip", NESTED | KAGGLE_LISTS | {name: SMALL})
+
+    return layout
+
+
+def member_twice(root):
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(kaggle_zip(root), "a") as archive:
+        archive.writestr(f"{ALIGNED}/000003.jpg", SMALL)
+    return root / "archive.zip"
+
+
+def list_twice(root):
+    return write_zip(root / "archive.zip", NESTED | KAGGLE_LISTS | {"old/list_attr_celeba.csv": KAGGLE_ATTRIBUTES})
+
+
+def patched(place, field, value, compression=zipfile.ZIP_DEFLATED):
+    """A layout: Kaggle's archive with 4 bytes of the directory's entry of 000003.jpg replaced."""
+    def layout(root):
+        path = write_zip(root / "archive.zip", NESTED | KAGGLE_LISTS, compression)
+        content = bytearray(path.read_bytes())
+        entry = content.rindex(f"{ALIGNED}/000003.jpg".encode()) - 46
+        assert content[entry : entry + 4] == b"PK\1\2", field
+        content[entry + place : entry + place + 4] = value.to_bytes(4, "little")
+        path.write_bytes(content)
+        return path
+
+    return layout
+
+
+def bomb(root):
+    """A member of 30 MB of which the directory says that it has 1,000 bytes, and the checksum of the first 1,001."""
+    layers = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    packed = b"".join([*(layers.compress(bytes(1 << 20)) for _ in range(30)), layers.flush()])
+    files = NESTED | KAGGLE_LISTS | {f"{ALIGNED}/000003.jpg": packed}
+    path = write_zip(root / "archive.zip", files)
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(f"{ALIGNED}/000003.jpg".encode()) - 46
+    content[entry + 10] = zipfile.ZIP_DEFLATED
+    content[entry + 24 : entry + 28] = (1000).to_bytes(4, "little")
+    content[entry + 16 : entry + 20] = zlib.crc32(bytes(1001)).to_bytes(4, "little")
+    path.write_bytes(content)
+    return path
+
+
+def png_of(pixels):
+    """A PNG file that is so many pixels wide and high by its header; 10,000 would take 300 MB."""
+    content = encode(Image.new("RGB", (1, 1)), "PNG")
+    header = b"IHDR" + pixels.to_bytes(4, "big") * 2 + content[24:29]
+    return content[:12] + header + zlib.crc32(header).to_bytes(4, "big") + content[33:]
+
+
+def text_that_pillow_would_hand_to_ghostscript():
+    return b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 178 218\n%%EndComments\n"
+
+
+def pipe(root):
+    kaggle_without(f"{ALIGNED}/000003.jpg")(root)
+    os.mkfifo(root / ALIGNED / "000003.jpg")
+    return root
+
+
+def pipe_as_source(root):
+    root.mkdir()
+    os.mkfifo(root / "archive.zip")
+    return root / "archive.zip"
+
+
+def unprintable_name(root):
+    return write_zip(root / "archive.zip", NESTED | KAGGLE_LISTS | {"a/\x1b[2J\n.jpg": SMALL})
 
 
 def cut_zip(root):
@@ -377,7 +481,12 @@ ATTRIBUTE_LIST, PARTITION_LIST = KAGGLE_LISTS
 SMALL = encode(Image.new("RGB", (178, 147)))
 ERRORS = {
     "no source": (missing_source, "celeba.zip does not exist", "give CelebA's zip archive"),
-    "web page": (web_page, "archive.zip is not a zip archive", "download it again"),
+    "web page": (web_page, "archive.zip is a web page, not a zip archive: usually a site's request to log in, or word",
+                 "download it again"),
+    "web page after a blank line": (web_page_after_a_blank_line, "archive.zip is a web page", "download it again"),
+    "empty file": (empty_file, "archive.zip is empty", "download it again"),
+    "other archive": (other_archive, "archive.zip is not a zip archive", "download it again"),
+    "damaged directory": (damaged_directory, "archive.zip is damaged (Bad magic number", "download it again"),
     "cut zip": (cut_zip, "archive.zip breaks off", "download it again"),
     "damaged zip": (damaged_zip, "archive.zip is damaged (its checksum is wrong)", "download the archive again"),
     "damaged compressed zip": (damaged_compressed_zip, "archive.zip is damaged", "download the archive again"),
@@ -387,10 +496,39 @@ ERRORS = {
     "cut JPEG": (kaggle_with(f"{ALIGNED}/000003.jpg", JPEGS[NAMES[2]][:-200]),
                  "000003.jpg cannot be decoded", "unpack it again"),
     "text as JPEG": (kaggle_with(f"{ALIGNED}/000003.jpg", "no picture"),
-                     "000003.jpg cannot be decoded (not an image)", "unpack it again"),
+                     "000003.jpg cannot be decoded (no JPEG or PNG image)", "unpack it again"),
     "small image": (kaggle_with(f"{ALIGNED}/000003.jpg", SMALL),
                     "000003.jpg has 178x147 pixels, too few for a crop of 148", "choose a smaller --crop"),
-    "same name twice": (kaggle_with("img_celeba/000003.jpg", SMALL), "two images are named 000003.jpg", "aligned ones"),
+    "same name twice": (kaggle_with("img_celeba/000003.jpg", SMALL), "two files are named 000003.jpg",
+                        "only the aligned images"),
+    "same member twice": (member_twice, "two files are named 000003.jpg", "only the aligned images"),
+    "list twice": (list_twice, "two files are named list_attr_celeba.csv", "one list of each kind"),
+    "absolute member": (member_named("/etc/000009.jpg"), "a member named '/etc/000009.jpg', a path that leads out",
+                        "download it again"),
+    "member that goes up": (member_named("a/../../000009.jpg"), "'a/../../000009.jpg', a path that leads out",
+                            "download it again"),
+    "member with backslashes": (member_named("..\\000009.jpg"), "a path that leads out", "download it again"),
+    "member with a drive": (member_named("C:/000009.jpg"), "a path that leads out", "download it again"),
+    "unprintable name": (unprintable_name, r"a/\x1b[2J\n.jpg", "rename it, or download it again"),
+    "member of absurd size": (patched(24, "size", 4_000_000_000),
+                              "has 4,000,000,000 bytes, more than any image or list of CelebA", "download it again"),
+    "stored member of absurd size": (patched(20, "compressed size", 4_000_000_000, zipfile.ZIP_STORED),
+                                     "has 4,000,000,000 bytes", "download it again"),
+    "member of another size": (patched(24, "size", 100), "its checksum is wrong", "download the archive again"),
+    "member nowhere": (patched(42, "offset", 2_000_000_000), "archive.zip is damaged", "download the archive again"),
+    "newer kind of zip": (patched(6, "version", 255), "archive.zip is damaged (zip file version 25.5)",
+                          "download it again"),
+    "bomb": (bomb, "its checksum is wrong", "download the archive again"),
+    "large image": (kaggle_with(f"{ALIGNED}/000003.jpg", png_of(5_000)), "has 5000x5000 pixels, too many",
+                    "download or unpack it again"),
+    "larger image": (kaggle_with(f"{ALIGNED}/000003.jpg", png_of(10_000)), "has 10000x10000 pixels, too many",
+                     "download or unpack it again"),
+    "huge image": (kaggle_with(f"{ALIGNED}/000003.jpg", png_of(60_000)), "000003.jpg cannot be decoded (Image size",
+                   "download or unpack it again"),
+    "image for another program": (kaggle_with(f"{ALIGNED}/000003.jpg", text_that_pillow_would_hand_to_ghostscript()),
+                                  "000003.jpg cannot be decoded (no JPEG or PNG image)", "unpack it again"),
+    "huge file": (kaggle_with(f"{ALIGNED}/000003.jpg", bytes((1 << 26) + 1)), "has 67,108,865 bytes",
+                  "download it again"),
     "absent image": (kaggle_without(f"{ALIGNED}/000002.jpg"),
                      "list_eval_partition.csv lists images that are absent (1, the first 000002.jpg)", "same download"),
     "no such split of image": (kaggle_with(PARTITION_LIST, KAGGLE_PARTITION.replace("000002.jpg,0\r\n", "")),
@@ -421,6 +559,8 @@ ERRORS = {
                       "list_eval_partition.csv has several values", "download the list again"),
     "list that is no text": (kaggle_with(ATTRIBUTE_LIST, b"\xff\xfe1\0"),
                              "list_attr_celeba.csv is not a text file", "download it again"),
+    "attribute named twice": (kaggle_with(ATTRIBUTE_LIST, KAGGLE_ATTRIBUTES.replace("Bald", "Eyeglasses")),
+                              "no line that names 3 attributes", "download the list again"),
     "unofficial names": (unofficial_names, "face.jpg is none of CelebA's file names", "put the list beside the images"),
 }
 
@@ -436,6 +576,99 @@ def test_an_error_is_one_clear_line_and_nothing_is_left(tmp_path, here, capsys, 
     assert problem in error
     assert remedy in error
     assert os.listdir(tmp_path / "made") == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes with names")
+@pytest.mark.parametrize(("layout", "problem"), [(pipe, "000003.jpg is missing or no ordinary file"),
+                                                 (pipe_as_source, "archive.zip is neither a file nor a folder")])
+def test_a_pipe_is_not_waited_for(tmp_path, here, capsys, layout, problem):
+    assert celeba.main([str(layout(tmp_path / "source")), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert problem in error
+    assert error.count("\n") == 1
+
+
+def test_members_that_are_not_wanted_are_ignored_whatever_their_names(tmp_path, here):
+    strange = {"/etc/passwd": "x", "..\\..\\x.exe": "x", "C:/autoexec.bat": "x", "Icon\r": "", "x.jpg/": ""}
+    check_whole(prepare(write_zip(tmp_path / "archive.zip", NESTED | KAGGLE_LISTS | strange), tmp_path / "out"))
+    assert sorted(os.listdir(tmp_path)) == ["archive.zip", "out"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    def no_entry(top, topdown=True, onerror=None, followlinks=False):
+        onerror(PermissionError(13, "Permission denied", str(top)))
+        return iter(())
+
+    monkeypatch.setattr(os, "walk", no_entry)
+    with pytest.raises(PermissionError):
+        list(files_in_folder(tmp_path))
+
+
+@pytest.mark.parametrize("offset", [-5, 1 << 62, 1 << 63, 1 << 70])
+def test_a_member_that_is_nowhere_is_damaged(tmp_path, offset):
+    member = find_celeba(kaggle_zip(tmp_path)).images["000003.jpg"]
+    with pytest.raises(DatasetError, match=r"000003.jpg in .* is damaged \(its place is outside the archive\)"):
+        dataclasses.replace(member, offset=offset).read()
+
+
+def test_no_more_is_unpacked_than_was_promised(tmp_path):
+    member = find_celeba(bomb(tmp_path)).images["000003.jpg"]
+    tracemalloc.start()
+    with pytest.raises(DatasetError, match="checksum is wrong"):
+        member.read()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def damaged_pair(root):
+    """Kaggle's copy, unpacked, with the second image cut off and the fourth one a text, and a partition to match."""
+    return write_folder(root, NESTED | KAGGLE_LISTS | {
+        f"{ALIGNED}/000002.jpg": JPEGS["000002.jpg"][:-200], f"{ALIGNED}/162771.jpg": "no picture"})
+
+
+def test_damaged_images_are_counted(tmp_path, here, capsys):
+    assert celeba.main([str(damaged_pair(tmp_path / "source")), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "000002.jpg cannot be decoded" in error
+    assert error.endswith("in all, 2 of 7 images cannot be used, and --skip-damaged leaves them out\n")
+    assert os.listdir(tmp_path) == ["source"]
+
+
+def test_skip_damaged_leaves_them_out_and_says_which(tmp_path, here, capsys):
+    data = prepare(damaged_pair(tmp_path / "source"), tmp_path / "out", "--skip-damaged")
+    rows = [0, 2, 4, 5, 6]
+    assert data.info["file_names"] == [NAMES[row] for row in rows]
+    assert data.info["skipped"] == ["000002.jpg", "162771.jpg"]
+    assert [data.info["splits"][name] for name in ("train", "validation", "test")] == [2, 1, 2]
+    np.testing.assert_array_equal(data.attributes, np.array(VALUES)[rows] == 1)
+    check_colours(data.images, [COLOURS[row] for row in rows])
+    data.check_sums()
+    said = capsys.readouterr().out
+    assert "skipped 2 of 7 images that cannot be used, all named in dataset.json: " in said
+    assert "all                5 images" in said
+
+
+def test_nothing_is_skipped_where_nothing_is_damaged(tmp_path, here, capsys):
+    data = prepare(kaggle_zip(tmp_path), tmp_path / "out", "--skip-damaged")
+    check_whole(data)
+    assert data.info["skipped"] == []
+    assert "\nskipped" not in capsys.readouterr().out
+
+
+def test_a_download_of_damaged_images_alone_is_refused(tmp_path, here, capsys):
+    source = write_folder(tmp_path / "source", {"000001.jpg": "no picture"})
+    assert celeba.main([str(source), "--out", str(tmp_path / "out"), "--skip-damaged"]) == 1
+    assert capsys.readouterr().err.endswith("none of 1 images can be used\n")
+    assert os.listdir(tmp_path) == ["source"]
+
+
+def test_images_that_are_converted_are_counted(tmp_path, here, capsys):
+    grey = {name: encode(Image.new("L", (178, 218), 90)) for name in ("000003.jpg", "182639.jpg")}
+    source = write_folder(tmp_path / "source", FLAT | {f"img_align_celeba/{name}": data for name, data in grey.items()})
+    data = prepare(source, tmp_path / "out")
+    check_colours(data.images[[2, 6]], [(90, 90, 90)] * 2)
+    assert "converted to RGB: 2 images, the first 000003.jpg\n" in capsys.readouterr().out
 
 
 def test_existing_out_is_refused_unless_overwritten(tmp_path, here, capsys):
@@ -502,5 +735,6 @@ def test_a_worker_s_error_arrives_as_one_line(tmp_path):
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"error: {ALIGNED}/000002.jpg in ")
-    assert last.endswith("download the archive again")
+    assert last.endswith("download the archive again; in all, 1 of 7 images cannot be used, and --skip-damaged leaves "
+                         "them out")
     assert os.listdir(tmp_path) == ["archive.zip"]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from data_tools.prepared import DatasetWriter
+from vae_np.backend import to_cpu
 from vae_np.data import Dataset, batches, checksum, to_float
 from vae_np.errors import DatasetError
 
@@ -91,7 +92,66 @@ def pickled_attributes(folder):
     np.save(folder / "attributes.npy", ATTRIBUTES.astype(object))
 
 
+def longer_images(folder):
+    with open(folder / "images.npy", "ab") as file:
+        file.write(b"more")
+
+
+def zip_as_images(folder):
+    np.savez(folder / "images.npz", images=IMAGES)
+    (folder / "images.npz").replace(folder / "images.npy")
+
+
+def long_header(folder):
+    """NumPy's message about it has two lines."""
+    text = b"{'descr': '|u1', 'fortran_order': False, 'shape': (10, 8, 8, 3), }".ljust(20_000) + b"\n"
+    (folder / "images.npy").write_bytes(b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + IMAGES.tobytes())
+
+
+def fewer_names(folder):
+    edit_info(folder, file_names=["0.png"])
+
+
+def names_that_are_numbers(folder):
+    edit_info(folder, file_names=list(range(10)))
+
+
+def true_for_one(folder):
+    edit_info(folder, splits={"train": 6, "validation": 3, "test": True})
+
+
+def negative_split(folder):
+    edit_info(folder, splits={"train": 14, "validation": -4, "test": 0})
+
+
+def size_as_text(folder):
+    edit_info(folder, size="8")
+
+
+def list_of_checksums(folder):
+    edit_info(folder, checksums=["images.npy"])
+
+
+def nested_without_end(folder):
+    (folder / "dataset.json").write_text("[" * 200_000)
+
+
+def not_utf_8(folder):
+    (folder / "dataset.json").write_bytes(b"\xff\xfe")
+
+
 @pytest.mark.parametrize(("damage", "named"), [
+    (longer_images, "images.npy is damaged"),
+    (zip_as_images, "images.npy is missing or damaged"),
+    (long_header, "images.npy is missing or damaged .*max_header_size"),
+    (fewer_names, "dataset.json is damaged .*10 images and 1 file names"),
+    (names_that_are_numbers, "dataset.json is damaged .*file_names is no list of strings"),
+    (true_for_one, "dataset.json is damaged .*splits"),
+    (negative_split, "dataset.json is damaged .*splits"),
+    (size_as_text, "dataset.json is damaged .*size '8'"),
+    (list_of_checksums, "dataset.json is damaged"),
+    (nested_without_end, "dataset.json is damaged"),
+    (not_utf_8, "dataset.json is damaged"),
     (remove_info, "no dataset.json"),
     (break_info, "dataset.json is damaged"),
     (newer_format, "dataset.json has format version 2"),
@@ -111,6 +171,16 @@ def test_a_dataset_that_does_not_fit_is_refused(tmp_path, damage, named):
     assert str(folder) in str(error.value)
     assert "prepare the dataset again" in str(error.value) or "make one with" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_check_sums_sees_what_opening_does_not(tmp_path):
+    data = Dataset(write(tmp_path / "data"))
+    data.check_sums()
+    content = bytearray((tmp_path / "data" / "images.npy").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "data" / "images.npy").write_bytes(content)
+    with pytest.raises(DatasetError, match=r"images.npy is missing or damaged .* prepare the dataset again"):
+        Dataset(tmp_path / "data").check_sums()
 
 
 @pytest.mark.parametrize(("splits", "name"), [((6, 3, 1), "test"), ((6, 4, 0), "validation"), ((0, 0, 10), "test")])
@@ -133,7 +203,7 @@ def test_to_float_maps_bytes_to_0_to_1():
 
 @pytest.mark.parametrize("order", [None, RNG.permutation(10)], ids=["as they stand", "shuffled"])
 def test_batches_have_every_image_once(order):
-    found = list(batches(IMAGES, 4, order))
+    found = [to_cpu(batch) for batch in batches(IMAGES, 4, order)]
     assert [len(batch) for batch in found] == [4, 4, 2]
     found = sorted(image.tobytes() for image in np.concatenate(found))
     assert found == sorted(image.tobytes() for image in to_float(IMAGES))
@@ -141,6 +211,6 @@ def test_batches_have_every_image_once(order):
 
 def test_batches_follow_the_order():
     order = np.array([9, 0, 5, 3])
-    first, second = batches(IMAGES, 2, order)
+    first, second = (to_cpu(batch) for batch in batches(IMAGES, 2, order))
     np.testing.assert_array_equal(first, to_float(IMAGES[[0, 9]]))
     np.testing.assert_array_equal(second, to_float(IMAGES[[3, 5]]))

@@ -4,6 +4,7 @@ import argparse
 import functools
 import math
 import os
+import signal
 import sys
 import traceback
 
@@ -56,13 +57,21 @@ def report(error):
     if os.environ.get("VAE_DEBUG") == "1":
         traceback.print_exception(error)
     if isinstance(error, (VAEError, OSError, MemoryError)):
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
     else:  # not what a user can mend
         print(f"error: this is a bug: {type(error).__name__}: {error}; VAE_DEBUG=1 shows where", file=sys.stderr)
 
 
 def run(command, **options):
-    """Call command(**options); return the exit status: 0 done, 1 failed, 130 interrupted."""
+    """Call command(**options); return the exit status: 0 done, 1 failed, 130 or 143 stopped by Ctrl-C or SIGTERM."""
+    status = 130
+
+    def stop(number, frame):
+        nonlocal status
+        status = 143
+        raise KeyboardInterrupt  # whatever cleans up after Ctrl-C cleans up after SIGTERM
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         command(**options)
     except Exception as error:
@@ -70,5 +79,7 @@ def run(command, **options):
         return 1
     except KeyboardInterrupt:
         print("interrupted: nothing was left unfinished", file=sys.stderr)
-        return 130
+        return status
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0

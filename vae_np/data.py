@@ -4,7 +4,8 @@ A folder made by `data_tools` holds
 
     images.npy        uint8 (N, S, S, 3), opened as a memmap, so that 202,599 images need no memory of their own
     attributes.npy    bool (N, A)
-    dataset.json      attribute names, how many images each split has, file names, crop, size, checksums
+    dataset.json      attribute names, how many images each split has, file names, crop, size, checksums, and the names
+                      of damaged images that were skipped
 
 The images stand in the order train, validation, test: each split is one slice.
 """
@@ -51,33 +52,42 @@ class Dataset:
             version = info["format_version"]
             if version == FORMAT_VERSION:
                 self._use(info)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DatasetError(f"{path} is damaged ({error!r}); prepare the dataset again") from None
         if version != FORMAT_VERSION:
-            raise DatasetError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}; "
+            raise DatasetError(f"{path} has format version {version!r}, this program reads {FORMAT_VERSION}; "
                                "prepare the dataset again")
         return info
 
     def _use(self, info):
         # Whatever later code relies on is looked up here, so that a damaged dataset.json shows at once.
-        self.attribute_names = list(info["attribute_names"])
+        self.attribute_names = strings(info["attribute_names"], "attribute_names")
+        strings(info["file_names"], "file_names")
+        strings(list(info["checksums"].values()), "checksums")
         self.image_size = info["size"]
         self.fingerprint = info["checksums"]["images.npy"]
         # What a checkpoint remembers of the data that it was trained on.
         self.description = {"folder": str(self.folder.resolve()), "fingerprint": self.fingerprint,
                             "source": info["source"], "size": self.image_size, "crop": info["crop"]}  # fmt: skip
         counts = [info["splits"][name] for name in SPLITS]
-        if not all(isinstance(count, int) and count >= 0 for count in counts):
+        # type() where isinstance() would take true and false for 1 and 0.
+        if not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError(f"splits of {counts} images")
+        if type(self.image_size) is not int or type(info["crop"]) not in (int, str) or type(info["source"]) is not str:
+            raise ValueError(f"size {self.image_size!r}, crop {info['crop']!r}, source {info['source']!r}")
+        if sum(counts) != len(info["file_names"]):
+            raise ValueError(f"{sum(counts)} images and {len(info['file_names'])} file names")
         ends = np.cumsum([0, *counts]).tolist()
         self.splits = {name: slice(ends[i], ends[i + 1]) for i, name in enumerate(SPLITS)}
 
     def _load(self, name):
         path = self.folder / f"{name}.npy"
         try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DatasetError(f"{path} is missing or damaged ({error}); prepare the dataset again") from None
+            # Not np.load, which would open a zip archive, too.
+            return np.lib.format.open_memmap(path, mode="r")
+        except Exception as error:  # NumPy has many kinds of its own for a damaged file
+            reason = " ".join(str(error).split())  # some have several lines
+            raise DatasetError(f"{path} is missing or damaged ({reason}); prepare the dataset again") from None
 
     def _check_shapes(self):
         size, count = self.image_size, self.splits[SPLITS[-1]].stop
@@ -85,9 +95,19 @@ class Dataset:
             (self.images, (count, size, size, 3), np.uint8, "images.npy"),
             (self.attributes, (count, len(self.attribute_names)), np.bool_, "attributes.npy"),
         ):
+            path = self.folder / name
             if array.shape != shape or array.dtype != dtype:
-                raise DatasetError(f"{self.folder / name} holds {array.dtype} {array.shape} where dataset.json "
-                                   f"promises {np.dtype(dtype)} {shape}; prepare the dataset again")
+                raise DatasetError(f"{path} holds {array.dtype} {array.shape} where dataset.json promises "
+                                   f"{np.dtype(dtype)} {shape}; prepare the dataset again")
+            if path.stat().st_size != array.offset + array.nbytes:
+                raise DatasetError(f"{path} is damaged (longer than its {shape} need); prepare the dataset again")
+
+    def check_sums(self):
+        """Read all files and compare them with their checksums in dataset.json. Raises DatasetError."""
+        for name, digest in self.info["checksums"].items():
+            path = self.folder / Path(name).name
+            if not path.is_file() or checksum(path) != digest:
+                raise DatasetError(f"{path} is missing or damaged (its checksum is another); prepare the dataset again")
 
     def __len__(self):
         return len(self.images)
@@ -119,6 +139,13 @@ class Dataset:
             known = ", ".join(self.attribute_names) or "none"
             raise DatasetError(f"{self.folder} has no attribute {attribute!r}; it has {known}")
         return self.attributes[:, self.attribute_names.index(attribute)]
+
+
+def strings(values, name):
+    """values, if they are a list of strings. Raises ValueError, with the name."""
+    if not (isinstance(values, list) and all(isinstance(value, str) for value in values)):
+        raise ValueError(f"{name} is no list of strings")
+    return values
 
 
 def to_float(images):
