@@ -6,6 +6,7 @@ with loops, and train the model: on toy faces by default, on CelebA with --data.
 
 # %% Settings
 import math
+import shlex
 import sys
 import time
 from dataclasses import asdict, fields
@@ -54,8 +55,8 @@ checkpoint_path = args.out / "checkpoint.npz"
 
 if args.resume:
     args = resumed_arguments(parser, checkpoint_path)
-lock = hold(args.out)  # two trainings would write over each other's checkpoints
 dataset = open_dataset(args.data)
+lock = hold(args.out)  # two trainings would write over each other's checkpoints
 print(dataset)
 names = {field.name for field in fields(Settings)}
 settings = Settings(**{name: value for name, value in vars(args).items() if name in names})
@@ -142,16 +143,24 @@ def after_step():
         save()
 
 
+def show_progress():
+    write_history(args.out / "history.csv", trainer.history)
+    pictures.plot_losses(args.out / "losses.png", trainer.history)
+    rows = [("held out | new", np.concatenate([faces, np.ones_like(faces)]))]
+    rows += [(f"epoch {epoch}", strip) for epoch, strip in enumerate(trainer.progress, start=1)]
+    pictures.save(args.out / "progress.png", pictures.labelled_rows(rows, scale=1))
+
+
+if trainer.history:
+    show_progress()  # a run that was killed may not have come to it
 try:
     while trainer.epoch < settings.epochs:
         start = time.perf_counter()
         row = trainer.train_epoch(after_step)
         save()
-        write_history(args.out / "history.csv", trainer.history)
-        pictures.plot_losses(args.out / "losses.png", trainer.history)
-        rows = [("held out | new", np.concatenate([faces, np.ones_like(faces)]))]
-        rows += [(f"epoch {epoch}", strip) for epoch, strip in enumerate(trainer.progress, start=1)]
-        pictures.save(args.out / "progress.png", pictures.labelled_rows(rows, scale=1))
+        if interruptions:  # noted while the epoch was put into the history
+            raise KeyboardInterrupt
+        show_progress()
         left = (settings.epochs - trainer.epoch) * (time.perf_counter() - start)
         print(f"epoch {row['epoch']:2d}  loss {row['loss']:7.1f}  recon {row['recon']:7.1f}  kl {row['kl']:5.1f}  "
               f"beta {row['beta']:.2f} | validation: loss {row['val_loss']:7.1f}  recon {row['val_recon']:7.1f}  "
@@ -160,8 +169,9 @@ try:
 except KeyboardInterrupt:
     if not trainer.in_step:  # a second Ctrl-C does not wait for the step, and half a step cannot be saved
         save()
-    print(f"interrupted: {checkpoint_path} holds what was done; go on with: python lessons/03_train.py --resume "
-          f"--out {args.out}" if is_ours else "interrupted: nothing was saved", file=sys.stderr)
+    again = f"--out {shlex.quote(str(args.out))}" + (f" --save-every {args.save_every}" if args.save_every else "")
+    print(f"interrupted: {checkpoint_path} holds what was done; go on with: python lessons/03_train.py --resume {again}"
+          if is_ours else "interrupted: nothing was saved", file=sys.stderr)
     sys.exit(128 + interruptions[0])
 print(f"{checkpoint_path}, and beside it history.csv, losses.png, progress.png\n"
       f"next: python lessons/04_reconstruct.py --checkpoint {checkpoint_path}")

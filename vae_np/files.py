@@ -29,6 +29,9 @@ def replacing(path):
                 os.fsync(folder)  # a file is on disk under its new name only when its folder says so
             finally:
                 os.close(folder)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk is reported without
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -44,4 +47,6 @@ def hold(folder):
         lock.acquire(timeout=0)
     except Timeout:
         raise TrainingError(f"another training is writing to {folder}; wait for it, or give another --out") from None
+    for partial in Path(folder).glob(".*.partial-*"):
+        partial.unlink()  # of a program that was killed while it wrote, since no other is at work here
     return lock

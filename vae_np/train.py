@@ -3,6 +3,7 @@
 import csv
 import math
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -101,7 +102,13 @@ class Trainer:
         self.history = []
         self.progress = []  # after each epoch, what `look` saw
         self.current = None  # the Epoch in progress
-        self.in_step = False  # where an interruption would leave half a step
+        self.in_step = False  # inside of what must not be interrupted, since it would be half done
+
+    @contextmanager
+    def _whole(self):
+        self.in_step = True
+        yield
+        self.in_step = False
 
     @property
     def epoch(self):
@@ -147,8 +154,9 @@ class Trainer:
         fetched = to_cpu(xp.stack([xp.stack(terms) for terms in epoch.waiting]))
         for step, terms in enumerate(fetched, start=self.adam.step - len(fetched) + 1):
             self._check_finite(TERMS, terms, step)
-        epoch.terms.extend(fetched.tolist())
-        epoch.waiting.clear()
+        with self._whole():
+            epoch.terms.extend(fetched.tolist())
+            epoch.waiting.clear()
 
     def _check_finite(self, names, values, step):
         for name, value in zip(names, values, strict=True):
@@ -164,18 +172,18 @@ class Trainer:
         """
         start, batch_size = time.perf_counter(), self.settings.batch_size
         if self.current is None:
-            self.current = Epoch(self.rng.permutation(len(self.images)))
+            with self._whole():
+                self.current = Epoch(self.rng.permutation(len(self.images)))
         epoch = self.current
         count, done = len(epoch.order), epoch.images_done(batch_size)
         bar = tqdm(total=count, initial=done, desc=f"epoch {self.epoch + 1}/{self.settings.epochs}", unit="img",
                    leave=False)
         with bar, self.workers.one_blas_thread():
             for x in batches(self.images, batch_size, epoch.order[done:]):
-                self.in_step = True
-                epoch.waiting.append(self.train_step(x))
-                if self.likelihood.sigma is not None:
-                    epoch.variance += self.likelihood.sigma**2 * len(x)
-                self.in_step = False
+                with self._whole():
+                    epoch.waiting.append(self.train_step(x))
+                    if self.likelihood.sigma is not None:
+                        epoch.variance += self.likelihood.sigma**2 * len(x)
                 bar.update(len(x))
                 if len(epoch.waiting) == REPORT_EVERY:
                     self._fetch()
@@ -188,9 +196,10 @@ class Trainer:
             # Held-out images are judged with the sigma of the whole epoch, not with that of its last batch.
             self.likelihood.sigma = math.sqrt(float(epoch.variance) / count)
         row, faces = self._row(epoch, speed), self.look()
-        self.current = None
-        self.history.append(row)
-        self.progress.append(faces)
+        with self._whole():
+            self.current = None
+            self.history.append(row)
+            self.progress.append(faces)
         return row
 
     def _row(self, epoch, speed):
@@ -217,11 +226,16 @@ class Trainer:
     def save(self, path):
         """Write a checkpoint from which `resume` goes on as if nothing had happened, between any two steps.
 
-        Raises TrainingError, and leaves an older checkpoint as it was, if a loss or a gradient is not finite.
+        Raises TrainingError, and leaves an older checkpoint as it was, if a loss, a gradient or a parameter is not
+        finite.
         """
         epoch = self.current or Epoch(np.zeros(0, np.int64))
         if self.current:
             self._fetch()
+        values = to_cpu(self.model.values)
+        if not np.isfinite(values).all():
+            raise TrainingError(f"epoch {self.epoch + 1}, step {self.adam.step}: some parameters are not finite; the "
+                                "last checkpoint is as it was; try a lower learning rate")
         sigma = self.likelihood.sigma
         info = {
             "model": self.model.settings,
@@ -234,7 +248,7 @@ class Trainer:
             "data": self.dataset.description,
         }
         shape = (0, 0, self.model.image_size, self.model.image_size, 3)
-        arrays = {"values": to_cpu(self.model.values), "m": to_cpu(self.adam.m), "v": to_cpu(self.adam.v),
+        arrays = {"values": values, "m": to_cpu(self.adam.m), "v": to_cpu(self.adam.v),
                   "progress": np.stack(self.progress) if self.progress else np.zeros(shape, np.uint8),
                   "order": epoch.order.astype(np.int64), "terms": np.reshape(epoch.terms, (-1, len(TERMS)))}
         checkpoint.save(path, arrays, info)
