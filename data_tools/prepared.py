@@ -197,9 +197,15 @@ def submit_all(pool, task, inputs):
     noted = []
     handler = signal.signal(signal.SIGINT, lambda *_: noted.append(True))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
+    backend = os.environ.get("VAE_BACKEND")
+    os.environ["VAE_BACKEND"] = "numpy"  # workers inherit it, and would each take part of a GPU
     try:
         return pool.map(task, *zip(*inputs, strict=True))
     finally:
+        if backend is None:
+            del os.environ["VAE_BACKEND"]
+        else:
+            os.environ["VAE_BACKEND"] = backend
         if mask is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, handler)

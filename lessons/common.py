@@ -77,7 +77,8 @@ def open_dataset(folder):
 
 def draw_toy_faces():
     """Draw the default dataset in a process of its own: its workers would otherwise run the lesson again."""
-    drawing = subprocess.Popen([sys.executable, "-m", "data_tools.toy_faces", "--out", TOY_FACES])
+    command = [sys.executable, "-m", "data_tools.toy_faces", "--out", TOY_FACES]
+    drawing = subprocess.Popen(command, env={**os.environ, "VAE_BACKEND": "numpy"})  # it has no use for a GPU
     try:
         status = drawing.wait()
     except KeyboardInterrupt:

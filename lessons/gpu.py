@@ -27,8 +27,6 @@ class Machine(NamedTuple):
 
 # From NVIDIA's data sheet, column H100 SXM: 67 teraFLOPS in float32, 3.35 TB/s of memory bandwidth.
 H100 = Machine("an H100 SXM5 as its data sheet has it", 67e12, 3.35e12)
-# The same with products on its tensor cores, CUPY_TF32=1: half of 989 teraFLOPS, which are for matrices half of zeros.
-TF32 = H100._replace(peak=494.5e12)
 
 
 # %% Counting
@@ -111,6 +109,9 @@ def convolve(layer, images, x, y, kind, products):
         tiles, kernels, nine = 9 * patches // 16, 9 * weight // 4, 9 * small // 4
         yield from [("products", 9 * operations // 16, tiles + kernels + nine)] * products
         yield "transforms", 12 * tiles // 9, large + tiles  # tiles_of
+        # Of nine matrices at a time CuPy multiplies copies where they are transposed: tiles for the gradient of the
+        # weights, kernels for that of the input.
+        yield from [("transposes", 0, 2 * tiles), ("transposes", 0, 2 * kernels)]
         if products == 3:
             yield "transforms", tiles, tiles + large  # images_of
         for four, spread in ((small, nine), (weight, kernels)):
@@ -149,18 +150,17 @@ def explain():
     print_table(model := VAE(), 512, H100)
     few = [launch.seconds(H100) for launch in launches(model, 32)]
     mean = 1e6 * sum(few) / len(few)
-    tf32 = {way: 1e3 * sum(launch.seconds(TF32) for launch in launches(model, 512, way)) for way in WAYS}
     print(f"""
 What to see: products do more operations a byte than the ridge point (but for those of 3 channels, at both ends), so
 arithmetic bounds them, and 9 for 16 pays. Everything else does less than one, so memory bounds it, and only moving less
 helps: a kernel that writes numbers also adds the bias and applies the activation, and one launch does all of Adam. The
 second way says what it would cost apart.
 
-9 products need a quarter less time than 16 of patches in memory. But 16 of patches that never get there would need
-about as little as 9: what the transforms save in arithmetic they pay for in traffic. Who wants both must transform
+9 products need less time than 16 of patches in memory. But 16 of patches that never get there would need less still:
+what the transforms save in arithmetic they pay for in traffic. Who wants both must transform
 inside the launch that multiplies, as Lavin and Gray did for 3x3 kernels; with the products of a library one cannot.
-With CUPY_TF32=1, factors rounded to 10 bits, products are so fast that memory bounds them, too: {tf32["nine"]:.2f} ms
-for 9 products, but {tf32["direct"]:.2f} for 16 of patches that are never written. What pays depends on the ridge point.
+And where products are faster still beside memory, on tensor cores that round their factors to 10 bits (TF32, which this
+model's 9 products do not use), memory bounds the products, too. What pays depends on the ridge point.
 
 None of this is a prediction. No launch reaches a data sheet's figures, so a step takes longer. What the L2 cache holds
 (50 MB on this GPU) need not come from memory, so some launches need less. And launching has a cost of its own, which

@@ -94,8 +94,7 @@ def measure_adam(seconds, count):
 
 # %% This machine's figures
 # Copying does no arithmetic, and a product of large matrices does hundreds of operations a byte: one shows what memory
-# can do, the other what arithmetic can. CUPY_TF32=1 lets products round their factors to 10 bits and use tensor cores:
-# look how far that moves the ridge point, and who wins then.
+# can do, the other what arithmetic can.
 def measure_machine(seconds, count, side):
     source, target = xp.ones(count, "float32"), xp.empty(count, "float32")
     matrix = to_device(np.random.default_rng(0).standard_normal((side, side), dtype=np.float32))

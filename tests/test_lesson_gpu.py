@@ -106,6 +106,9 @@ def test_traffic_is_that_of_a_step(model, step):
     passed, fresh = step(), VAE(**model.settings)
     transforms = sum(passed[name] for name in ("tiles_of", "images_of", "nine_of_four", "four_of_nine"))
     assert numbers(fresh, "transforms") == transforms
+    # Two sizes of layers, in the encoder and in the decoder, each of whose copied numbers is read and written.
+    tiles, kernels = 9 * IMAGES * (2 * 2 * 4 * 4 + 4 * 6), 9 * 4 * (4 * 6 + 6 * 7)
+    assert numbers(fresh, "transposes") == 2 * 2 * (tiles + kernels)
     assert numbers(fresh, "unfold, fold") == passed["unfold"] + passed["fold"]
     dense = IMAGES * (10 + 2 * 2 * 7)
     first = IMAGES * 8 * 8 * 4
@@ -181,20 +184,15 @@ def test_what_the_text_says_is_true_of_the_default_model():
     below = [launch for launch in made["nine"] if launch.group == "products"
              and launch.operations < ridge * 4 * launch.numbers]
     assert [launch.operations for launch in below] == 5 * [2 * 512 * 32 * 32 * 4 * 4 * 3 * 32], "the ends: 2 and 3"
-    assert time["nine"] / time["unfold"] == pytest.approx(0.75, abs=0.04)
-    assert time["nine"] == pytest.approx(time["direct"], rel=0.03)
+    assert time["direct"] < 0.95 * time["nine"] < 0.95 * 0.85 * time["unfold"]
     assert time["apart"] > 1.1 * time["nine"]
-    products = [launch for launch in made["nine"] if launch.group == "products"]
-    assert sum(launch.operations / gpu.TF32.peak for launch in products) < sum(
-        4 * launch.numbers / gpu.TF32.bandwidth for launch in products)
 
 
 def test_the_parts_print_and_draw(capsys, tmp_path):
     gpu.explain()
     output = capsys.readouterr().out
     assert "\nproducts                29     99.86     3.326            30.03             1.490" in output
-    assert "92 launches have" in output
-    assert "2.22 ms\nfor 9 products, but 0.92 for 16" in output
+    assert "104 launches have" in output
     gpu_timing.measure(tmp_path, 0.001)
     output = capsys.readouterr().out
     for words in ("One number times itself: ", "\none launch   ", "\nAdam   ", "\nConv2d(8 -> 16)  ",

@@ -18,11 +18,17 @@ class BackendError(SystemExit):
 
 
 def _load_cupy():
+    if os.environ.get("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM") == "1":
+        # The threads of parallel.Workers and the main one rely on each other's work being done in order.
+        raise BackendError("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM=1 lets threads overtake each other", "unset it")
+    install = ('see which CUDA version nvidia-smi shows, 12 or 13, and pip install "cupy-cuda12x[ctk]" or '
+               '"cupy-cuda13x[ctk]"')
     try:
         import cupy
-    except ImportError:
-        raise BackendError("CuPy is not installed", "see which CUDA version nvidia-smi shows, 12 or 13, and pip "
-                           'install "cupy-cuda12x[ctk]" or "cupy-cuda13x[ctk]"') from None
+    except ModuleNotFoundError:
+        raise BackendError("CuPy is not installed", install) from None
+    except ImportError as error:
+        raise BackendError(f"CuPy is installed and fails to start ({first_line(error)})", install) from None
     _find_gpu(cupy.cuda.runtime)
     # Without a library of the toolkit all goes well up to the first kernel, or the first product.
     for what, library, attempt in (
@@ -31,11 +37,18 @@ def _load_cupy():
     ):
         try:
             attempt()
+        except (MemoryError, cupy.cuda.runtime.CUDARuntimeError) as error:
+            raise BackendError(f"the GPU cannot {what} ({first_line(error)})", "see with nvidia-smi whether another "
+                               "program fills it") from None
         except Exception as error:  # CuPy has many of its own, and loaders of libraries have others
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise BackendError(f"CuPy cannot {what} ({reason})", f"the toolkit's {library} seems to be missing: pip "
-                               'install "cupy-cuda12x[ctk]", or 13 for 12') from None
+            raise BackendError(f"CuPy cannot {what} ({first_line(error)})", f"the toolkit's {library} seems to be "
+                               'missing: pip install "cupy-cuda12x[ctk]", or 13 for 12') from None
     return cupy
+
+
+def first_line(error):
+    """The first line of an error's message, or its kind where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _find_gpu(runtime):

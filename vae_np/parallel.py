@@ -7,6 +7,7 @@ one product on all cores; BLAS is held to one thread meanwhile, since its own th
 """
 
 import functools
+import math
 import operator
 import os
 import threading
@@ -54,8 +55,9 @@ class Workers:
         return self.blas.limit(limits=1, user_api="blas")
 
     def shard_size(self, count):
-        """Images in a shard of a batch of `count`: few enough for a core's cache and for all workers to have work."""
-        return max(1, min(SHARD_SIZE, -(-count // self.threads)))
+        """Images in a shard of a batch of `count`: few enough for a core's cache, and about as many for each worker."""
+        rounds = math.ceil(count / (self.threads * SHARD_SIZE))
+        return max(1, math.ceil(count / (self.threads * max(1, rounds))))
 
     def map(self, function, count, size=None):
         """Split range(count) into shards and return [function(worker, shard), ...], a result for each shard, in order.
