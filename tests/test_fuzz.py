@@ -17,16 +17,20 @@ import zipfile
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import write_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from data_tools import celeba, celeba_source
+from vae_np import VAE, checkpoint
 from vae_np.data import Dataset, batches
 from vae_np.errors import VAEError
+from vae_np.train import Epoch, Settings, Trainer
 
-INPUTS = int(os.environ.get("VAE_FUZZ", 108))
+INPUTS = int(os.environ.get("VAE_FUZZ", 210))
 EXTREMES = (0, 1, 2, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)
 WORDS = ("", "0", "1", "-1", "2", "-0", "1.0", "9" * 5000, "nan", "000001.jpg", "000002.JPG", "../000001.jpg", ".jpg",
          "C:\\x.png", "/etc/passwd", "\0", "\n", "\r", "\x1b[2J", "\u2028", "\udc80", '"', ",", "١.jpg", "<a>", "Bald")
@@ -269,6 +273,39 @@ def array(data, folder):
     open_with(folder, name, content)
 
 
+@functools.cache
+def trained():
+    """A small dataset, and the arrays and info of a checkpoint in the middle of an epoch on it."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        dataset = write_dataset(Path(folder) / "data", size=8)
+        trainer = Trainer(VAE(8, (3,), 2), dataset, Settings(epochs=2, batch_size=8), threads=1)
+        trainer.train_epoch()
+        trainer.current = Epoch(np.arange(24), [[1.0, 1.0, 2.0, 3.0]])
+        trainer.save(Path(folder) / "checkpoint.npz")
+        return dataset, *checkpoint.load(Path(folder) / "checkpoint.npz")
+
+
+def a_checkpoint(data, folder):
+    """Damaged bytes, or other contents with a checksum that is right."""
+    dataset, arrays, info = trained()
+    arrays, info, path = dict(arrays), json.loads(json.dumps(info)), folder / "checkpoint.npz"
+    kind = data.draw(st.sampled_from(("bytes", "info", "array")))
+    if kind == "info":
+        place = data.draw(st.sampled_from([info, *(info[name] for name in ("model", "data", "random_state"))]))
+        place[data.draw(st.sampled_from(sorted(place)))] = data.draw(st.sampled_from(JSON_VALUES))
+    elif kind == "array":
+        name = data.draw(st.sampled_from(sorted(arrays)))
+        shape = data.draw(st.sampled_from(((), (0,), (3,), (24,), (2, 4), arrays[name].shape)))
+        dtype = data.draw(st.sampled_from(("float32", "float64", "int64", "uint8", "bool", "complex64", "U3")))
+        with np.errstate(invalid="ignore"):
+            arrays[name] = np.full(shape, data.draw(st.sampled_from((0, -1, 25, np.nan, 1e30)))).astype(dtype)
+    content = checkpoint.sealed({"info": np.array(json.dumps(info)), **arrays})
+    path.write_bytes(damage(data, content) if kind == "bytes" else content)
+    before = files_below(folder, but=None)
+    attempt(lambda: Trainer.resume(path, dataset, Settings(epochs=2, batch_size=8), threads=1))
+    assert files_below(folder, but=None) == before
+
+
 KINDS = {
     "zip archive": zip_archive,
     "image": image,
@@ -276,6 +313,7 @@ KINDS = {
     "partition list": functools.partial(text_list, name="list_eval_partition.csv"),
     "dataset.json": dataset_json,
     "array": array,
+    "checkpoint": a_checkpoint,
 }
 
 

@@ -257,23 +257,31 @@ class Trainer:
     def resume(cls, path, dataset, settings, threads=None):
         """A trainer that goes on from the checkpoint at path.
 
-        Raises CheckpointError if there is none, or if it was trained on another dataset.
+        Raises CheckpointError if there is none, if it was trained on another dataset, or if it does not fit.
         """
         model, arrays, info = checkpoint.load_model(path)
-        if info["data"]["fingerprint"] != dataset.fingerprint:
-            raise CheckpointError(f"{path} was trained on another dataset ({info['data']['source']}) than "
-                                  f"{dataset.folder}; give the same --data, or another --out")
         trainer = cls(model, dataset, settings, threads)
-        trainer.adam.m[...], trainer.adam.v[...] = to_device(arrays["m"]), to_device(arrays["v"])
-        trainer.adam.step = info["step"]
-        trainer.rng.bit_generator.state = info["random_state"]
-        trainer.history = info["history"]
-        trainer.progress = list(arrays["progress"])
-        if len(arrays["order"]):
-            trainer.current = Epoch(arrays["order"], arrays["terms"].tolist(), variance=info["variance"])
-        if trainer.likelihood.sigma is not None:
-            trainer.likelihood.sigma = info["likelihood"]["sigma"]
+        try:
+            if info["data"]["fingerprint"] != dataset.fingerprint:
+                raise CheckpointError(f"{path} was trained on another dataset ({info['data']['source']}) than "
+                                      f"{dataset.folder}; give the same --data, or another --out")
+            trainer._restore(arrays, info)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise CheckpointError(f"{path} is no checkpoint of this program's training ({error!r})") from None
         return trainer
+
+    def _restore(self, arrays, info):
+        self.adam.m[...], self.adam.v[...] = to_device(arrays["m"]), to_device(arrays["v"])
+        self.adam.step = info["step"]
+        self.rng.bit_generator.state = info["random_state"]
+        self.history = info["history"]
+        self.progress = list(arrays["progress"])
+        if len(arrays["order"]):
+            if not np.array_equal(np.sort(arrays["order"]), np.arange(len(self.images))):
+                raise ValueError("the order of its epoch is none of the training images")
+            self.current = Epoch(arrays["order"], arrays["terms"].tolist(), variance=info["variance"])
+        if self.likelihood.sigma is not None:
+            self.likelihood.sigma = info["likelihood"]["sigma"]
 
 
 def write_history(path, history):
