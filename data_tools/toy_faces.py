@@ -361,8 +361,8 @@ def parse_arguments(arguments):
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", metavar="DIR", help="the folder to make, a prepared dataset")
     parser.add_argument("--celeba-zip", metavar="FILE", help="the archive to make, of photos in CelebA's layout")
-    parser.add_argument("--count", metavar="N", type=number_in(range(10, 1_000_000)), default=8000,
-                        help="number of faces; of eight, one is for validation, three are for testing (default 8000)")
+    parser.add_argument("--count", metavar="N", type=number_in(range(10, 1_000_000)), default=6000,
+                        help="number of faces; of eight, one is for validation, three are for testing (default 6000)")
     parser.add_argument("--size", type=number_in(SIZES), default=64,
                         help="width and height of the images in DIR, in pixels (default 64)")
     parser.add_argument("--seed", metavar="N", type=number_in(range(2**32)), default=0,

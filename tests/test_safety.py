@@ -44,7 +44,7 @@ def watch(event, arguments):
 
 sys.addaudithook(watch)
 if "data_tools.toy_faces" in sys.orig_argv and "--count" not in sys.orig_argv:
-    sys.argv += ["--count", "40", "--size", "16"]  # where a lesson draws 8,000 of 64x64
+    sys.argv += ["--count", "40", "--size", "16"]  # where a lesson draws 6,000 of 64x64
 """
 
 

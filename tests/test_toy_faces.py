@@ -317,7 +317,7 @@ def test_the_middle_of_a_photo_is_the_face_that_models_see():
     assert draw_photos(4, 5, SEED)[0][1] == attributes_of(factors)
 
 
-@pytest.mark.parametrize(("count", "expected"), [(10, (6, 1, 3)), (14, (6, 2, 6)), (8000, (4000, 1000, 3000))])
+@pytest.mark.parametrize(("count", "expected"), [(10, (6, 1, 3)), (14, (6, 2, 6)), (6000, (3000, 750, 2250))])
 def test_splits(count, expected):
     assert tuple(split_counts(count).values()) == expected
 
