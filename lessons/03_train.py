@@ -27,10 +27,12 @@ import numpy as np
 from vae_np import VAE
 from vae_np import images as pictures
 from vae_np.backend import to_cpu, to_device
-from vae_np.command import POSITIVE, not_negative, positive
+from vae_np.command import POSITIVE, not_negative, number_in, positive
 from vae_np.data import to_float
+from vae_np.diagnostics import warnings
 from vae_np.files import hold
 from vae_np.losses import LIKELIHOODS, Bernoulli, kl_divergence
+from vae_np.metrics import evaluate, ledger_table
 from vae_np.optim import Adam
 from vae_np.train import LOOK, Settings, Trainer, write_history
 
@@ -42,8 +44,15 @@ parser.add_argument("--batch-size", type=POSITIVE, default=default.batch_size, h
 parser.add_argument("--latent-dim", type=POSITIVE, default=128, help="numbers in the code of a face")
 parser.add_argument("--channels", type=POSITIVE, nargs="+", default=[32, 64, 128, 256],
                     help="of the encoder's convolutions")
-parser.add_argument("--beta", type=not_negative, default=default.beta, help="weight of the KL divergence")
 parser.add_argument("--likelihood", default=default.likelihood, choices=LIKELIHOODS, help="of a pixel, given the code")
+parser.add_argument("--sigma", type=positive, help="of the gaussian likelihood (0.1 if not given)")
+parser.add_argument("--beta", type=not_negative, default=default.beta, help="weight of the KL divergence")
+parser.add_argument("--beta-warmup", type=not_negative, default=default.beta_warmup_epochs, metavar="EPOCHS",
+                    dest="beta_warmup_epochs", help="in which beta rises from 0")
+parser.add_argument("--beta-cycles", type=number_in(range(1000)), default=default.beta_cycles, metavar="N",
+                    help="let beta rise N times over the training, instead of a warm-up")
+parser.add_argument("--free-bits", type=not_negative, default=default.free_bits, metavar="NATS",
+                    help="that each latent may cost for nothing")
 parser.add_argument("--lr", type=positive, default=default.learning_rate, dest="learning_rate",
                     help="peak of the learning rate")
 parser.add_argument("--seed", type=SEED, default=default.seed, help="of the weights, the noise and the shuffle")
@@ -166,6 +175,8 @@ try:
               f"beta {row['beta']:.2f} | validation: loss {row['val_loss']:7.1f}  recon {row['val_recon']:7.1f}  "
               f"kl {row['val_kl']:5.1f}  psnr {row['val_psnr']:5.2f} dB | {row['images_per_second']:.0f} images/s, "
               f"{left / 60:.1f} min left", flush=True)
+        for line in warnings(trainer.history, settings, args.latent_dim):
+            print(f"warning: {line}", flush=True)
 except KeyboardInterrupt:
     if not trainer.in_step:  # a second Ctrl-C does not wait for the step, and half a step cannot be saved
         save()
@@ -173,6 +184,12 @@ except KeyboardInterrupt:
     print(f"interrupted: {checkpoint_path} holds what was done; go on with: python lessons/03_train.py --resume {again}"
           if is_ours else "interrupted: nothing was saved", file=sys.stderr)
     sys.exit(128 + interruptions[0])
+
+# %% The ledger
+# "Beta 1" says little as long as nobody says whether the reconstruction is summed or averaged, and how much an error
+# costs. The same run in the units of others (metrics.ledger has the derivation), for the validation images:
+terms = evaluate(trainer.workers, trainer.validation_images, trainer.likelihood)
+print(ledger_table(terms, trainer.likelihood, settings.beta, trainer.model.image_size, trainer.model.latent_dim))
 print(f"{checkpoint_path}, and beside it history.csv, losses.png, progress.png\n"
       f"next: python lessons/04_reconstruct.py --checkpoint {checkpoint_path}")
 

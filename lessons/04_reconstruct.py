@@ -8,7 +8,7 @@ through a sampled code, how the model compares with a linear one of the same siz
 import json
 import math
 
-from common import add_checkpoint, command_line, encode_all, open_checkpoint, parse, require, spread
+from common import add_checkpoint, command_line, open_checkpoint, parse, require, spread
 
 import numpy as np
 from tqdm import tqdm
@@ -17,14 +17,14 @@ from vae_np import images as pictures
 from vae_np.command import POSITIVE
 from vae_np.data import to_float
 from vae_np.files import replacing
-from vae_np.losses import LIKELIHOODS, Bernoulli
+from vae_np.losses import likelihood_of
 from vae_np.metrics import (
     PrincipalComponents,
-    active_units,
     evaluate,
     importance_weighted_bound,
-    kl_per_dimension,
+    ledger_table,
     psnr,
+    sigma_of_weight,
     ssim,
 )
 
@@ -75,8 +75,7 @@ assert math.isclose(naive, package, rel_tol=1e-9)
 # The ELBO is estimated with one noise vector for each image, by the likelihood that the model was trained with. The
 # yardstick is the linear autoencoder of lesson 1 with as many components as the model has latents, fitted on training
 # images. It has an unfair advantage: its code is exact, while the VAE's has noise on it and costs only `kl` nats.
-likelihood = LIKELIHOODS[info["likelihood"]["name"]]
-likelihood = likelihood() if likelihood is Bernoulli else likelihood(info["likelihood"]["sigma"])
+likelihood = likelihood_of(**info["likelihood"])
 terms = evaluate(model.workers, held_out, likelihood)
 train = dataset.split("train")
 require(train, 2, "training")
@@ -110,12 +109,27 @@ bounds = {k: importance_weighted_bound(model.workers, few, likelihood, k) for k 
 print(f"the first {len(few)} images, nats per image: ELBO {-elbo['recon'] - elbo['kl']:.1f}; "
       + ", ".join(f"L_{k} {bound:.1f}" for k, bound in bounds.items()))
 
+# %% The ledger: what is a beta of 1?
+# Two losses with the same weight on the KL mean different things if one sums the reconstruction over pixels and the
+# other averages it, or if they charge another price for an error. The price has a name, sigma: a Gaussian with this
+# deviation would charge as many nats for the same errors. And sigma and beta are one knob, since twice the variance
+# halves what all errors cost, as a beta of 2 does to them beside the KL (metrics.ledger has the algebra).
+print(ledger_table(terms, likelihood, info["training"]["beta"], model.image_size, model.latent_dim))
+
+# Published settings on this scale. PyTorch-VAE (models/vanilla_vae.py, configs/vae.yaml) averages the squared error and
+# weighs the KL with 0.00025. That sounds as if the KL hardly counted, and is a sigma above 1: an error from black to
+# white costs less than half a nat, so fine detail is not worth its code, and pictures blur. The VAE of
+# pytorch/examples sums cross-entropy and KL: beta 1 as here. The one of keras.io averages the cross-entropy over
+# channels before it sums over pixels: with one channel beta 1, with three it would be a beta of 3. Higgins et al.
+# (2017) give beta latent_dim / D, with D numbers in an image.
+sigma = sigma_of_weight(0.00025, model.image_size)
+print(f"mean squared error + 0.00025 KL at {model.image_size}x{model.image_size} is sigma {sigma:.2f}; black taken for "
+      f"white then costs {1 / (2 * sigma**2):.2f} nats")
+
 # %% Which dimensions carry anything?
 # A dimension that the decoder ignores costs nothing: mu = 0 and log_var = 0 for every face. Its KL is 0 and it is
 # called inactive. What the others cost, in nats, is how much each says about a face.
-mu, log_var = encode_all(model, held_out)
-kl = kl_per_dimension(mu, log_var)
-active = int(active_units(mu).sum())
+kl, active = terms["kl_per_dimension"], terms["active_units"]
 order = np.argsort(-kl)
 print(f"{active} of {model.latent_dim} dimensions are active; the ten that say most carry "
       f"{kl[order[:10]].sum() / kl.sum():.0%} of {kl.sum():.1f} nats")

@@ -21,7 +21,7 @@ def test_what_is_saved_is_loaded(tmp_path, rng):
     for name, array in arrays.items():
         np.testing.assert_array_equal(loaded[name], array)
         assert loaded[name].dtype == array.dtype
-    assert info == {"format_version": 2, "random_state": state, "history": [{"loss": 0.1}], "name": "Zoë"}
+    assert info == {"format_version": 3, "random_state": state, "history": [{"loss": 0.1}], "name": "Zoë"}
 
 
 def save_training(path, values, model, leave_out=None):
@@ -66,7 +66,7 @@ def write(path, info):
         (lambda path: None, "there is no checkpoint"),
         (lambda path: path.write_bytes(b""), "is damaged or no checkpoint"),
         (lambda path: path.write_text("<html>not found</html>"), "is damaged or no checkpoint"),
-        (lambda path: np.savez(path, values=np.arange(3), info=np.array('{"format_version": 2}')), "is damaged"),
+        (lambda path: np.savez(path, values=np.arange(3), info=np.array('{"format_version": 3}')), "is damaged"),
         (lambda path: path.write_bytes(checkpoint.sealed({"values": np.arange(3)})), "is damaged or no checkpoint"),
         (lambda path: write(path, {"a": 1}), "is damaged or no checkpoint"),  # an object, which would be unpickled
         (lambda path: write(path, "no json"), "is damaged or no checkpoint"),

@@ -57,14 +57,18 @@ def test_plot_losses_draws_what_the_history_says(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(images, "save_figure", lambda path, chart: drawn.append(chart))
     history = [{"epoch": e, "loss": 9.0 - e, "recon": 7.0 - e, "kl": 2.0, "val_loss": 9.5 - e, "val_recon": 7.5 - e,
-                "val_kl": 2.5} for e in (1, 2, 3)]
+                "val_kl": 2.5, "kl_largest": 5.0, "kl_90%": 4.0, "kl_median": 1.0, "kl_10%": 0.0,
+                "active_units": 10 * e, "gradient_norm": 100.0 / e} for e in (1, 2, 3)]
     images.plot_losses(tmp_path / "losses.png", history)
     lines = [(ax.get_title(), line) for ax in drawn[0].axes for line in ax.lines]
     curves = {(title, line.get_label()): line.get_ydata().tolist() for title, line in lines}
-    assert len(curves) == 6
+    assert len(curves) == 6 + 4 + 2
     assert curves["total", "training"] == [8, 7, 6]
     assert curves["reconstruction", "validation"] == [6.5, 5.5, 4.5]
     assert curves["KL", "validation"] == [2.5, 2.5, 2.5]
+    assert curves["KL of a latent", "90%"] == [4, 4, 4]
+    assert [line.get_ydata().tolist() for title, line in lines if title == "active latents"] == [[10, 20, 30]]
+    assert [line.get_ydata().tolist() for title, line in lines if title.startswith("norm")] == [[100, 50, 100 / 3]]
 
 
 def test_bars_draw_their_values_in_order_and_the_mark(tmp_path, monkeypatch):

@@ -9,7 +9,18 @@ import pytest
 from vae_np.backend import to_cpu, to_device, xp
 from vae_np.errors import InputError
 from vae_np.gradcheck import numerical_gradient, relative_error
-from vae_np.losses import LIKELIHOODS, Bernoulli, CalibratedGaussian, Gaussian, kl_divergence, sigmoid, squared_error
+from vae_np.losses import (
+    LIKELIHOODS,
+    Bernoulli,
+    CalibratedGaussian,
+    Gaussian,
+    free_bits,
+    kl_divergence,
+    kl_per_dimension,
+    likelihood_of,
+    sigmoid,
+    squared_error,
+)
 
 SHAPE = (3, 4, 5, 3)
 
@@ -188,3 +199,53 @@ def test_sigma_must_be_positive(sigma):
 def test_reprs():
     assert repr(Bernoulli()) == "Bernoulli()"
     assert repr(CalibratedGaussian(0.25)) == "CalibratedGaussian(sigma=0.25)"
+
+
+def test_kl_per_dimension_sums_to_the_kl(rng):
+    mu, log_var = to_device(rng.standard_normal((20, 4))), to_device(rng.standard_normal((20, 4)))
+    per_dimension = kl_per_dimension(mu, log_var)
+    assert per_dimension.shape == (4,)
+    assert math.isclose(float(per_dimension.sum()), float(kl_divergence(mu, log_var)[0]))
+    alone = [float(kl_divergence(mu[:, j : j + 1], log_var[:, j : j + 1])[0]) for j in range(4)]
+    np.testing.assert_allclose(to_cpu(per_dimension), alone)
+
+
+def test_free_bits_by_hand():
+    kl = to_device(np.array([0.05, 0.1, 0.25, 3.0], np.float32))
+    term, weights = free_bits(kl, 0.1)
+    assert float(term) == pytest.approx(0.1 + 0.1 + 0.25 + 3)
+    np.testing.assert_array_equal(to_cpu(weights), [0, 0, 1, 1])
+    assert weights.dtype == kl.dtype
+
+
+def test_free_bits_have_the_gradient_of_their_term(rng):
+    mu, log_var = to_device(rng.standard_normal((6, 4))), to_device(0.5 * rng.standard_normal((6, 4)))
+    middle = float(np.sort(to_cpu(kl_per_dimension(mu, log_var)))[1:3].mean())
+    _, weights = free_bits(kl_per_dimension(mu, log_var), middle)
+    assert to_cpu(weights).sum() == 2
+    _, dmu, dlog_var = kl_divergence(mu, log_var)
+    for array, gradient in ((mu, dmu * weights), (log_var, dlog_var * weights)):
+        numerical = numerical_gradient(lambda: free_bits(kl_per_dimension(mu, log_var), middle)[0], array)
+        assert relative_error(gradient, numerical) < 1e-6
+
+
+@pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian(0.1), CalibratedGaussian(0.3)])
+def test_the_floor_is_recon_where_the_mean_is_the_image(likelihood, rng):
+    x = rng.uniform(0.01, 0.99, SHAPE)
+    logits = to_device(np.log(x / (1 - x)))
+    floor = to_cpu(likelihood.floor(to_device(x)))
+    assert floor.shape == (3,)
+    assert floor.mean() == pytest.approx(float(likelihood(logits, to_device(x))[0]), rel=1e-12)
+    for other in (logits + 0.1, logits - 0.1):
+        assert float(likelihood(other, to_device(x))[0]) > floor.mean()
+
+
+def test_the_floor_of_black_and_white_coins_is_zero():
+    x = to_device(np.array([0, 1, 1, 0], np.float32).reshape(1, 2, 2, 1))
+    assert float(Bernoulli().floor(x)[0]) == 0
+
+
+def test_likelihood_of():
+    assert repr(likelihood_of("bernoulli")) == "Bernoulli()"
+    assert repr(likelihood_of("gaussian", 0.3)) == "Gaussian(sigma=0.3)"
+    assert repr(likelihood_of("calibrated")) == "CalibratedGaussian(sigma=0.2)"

@@ -10,16 +10,27 @@ from vae_np.backend import to_cpu, to_device
 from vae_np.data import to_float
 from vae_np.errors import InputError
 from vae_np.layers import Dense, Reshape, Sequential
-from vae_np.losses import LIKELIHOODS, Bernoulli, Gaussian, kl_divergence, softplus
+from vae_np.losses import (
+    LIKELIHOODS,
+    Bernoulli,
+    CalibratedGaussian,
+    Gaussian,
+    kl_divergence,
+    kl_per_dimension,
+    sigmoid,
+    softplus,
+)
 from vae_np.metrics import (
     PrincipalComponents,
     active_units,
     evaluate,
     importance_weighted_bound,
-    kl_per_dimension,
+    ledger,
+    ledger_table,
     log_importance_weights,
     log_mean_exp,
     psnr,
+    sigma_of_weight,
     smooth,
     ssim,
 )
@@ -80,7 +91,12 @@ def test_evaluate_equals_the_definition_whatever_the_shards(likelihood, shard, r
     assert got["recon"] == pytest.approx(float(likelihood(logits, to_device(x))[0]), rel=1e-5)
     assert got["kl"] == pytest.approx(float(kl_divergence(mu, log_var)[0]), rel=1e-5)
     assert got["psnr"] == pytest.approx(float(psnr(x, model.reconstruct(x)).mean()), rel=1e-5)
-    assert all(type(value) is float for value in got.values())
+    means = to_cpu(sigmoid(logits))
+    assert got["squared_error"] == pytest.approx(np.square(means - x).sum() / 10, rel=1e-5)
+    assert got["floor"] == pytest.approx(to_cpu(likelihood.floor(to_device(x))).mean(), rel=1e-5)
+    np.testing.assert_allclose(got["kl_per_dimension"], to_cpu(kl_per_dimension(mu, log_var)), rtol=1e-4)
+    assert got["active_units"] == active_units(to_cpu(mu)).sum()
+    assert all(type(got[name]) is float for name in ("recon", "kl", "squared_error", "floor", "psnr"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -266,11 +282,46 @@ def test_a_mean_over_no_images_is_refused(small):
             measure(model.workers, images[:0], Bernoulli())
 
 
-def test_kl_per_dimension_sums_to_the_kl(rng):
-    mu, log_var = rng.standard_normal((20, 4)), rng.standard_normal((20, 4))
-    per_dimension = kl_per_dimension(mu, log_var)
-    assert per_dimension.shape == (4,)
-    assert math.isclose(per_dimension.sum(), float(kl_divergence(to_device(mu), to_device(log_var))[0]))
+@pytest.mark.parametrize("likelihood", [Gaussian(0.07), CalibratedGaussian(0.3)])
+def test_the_ledger_of_a_gaussian_gives_its_sigma_back(likelihood, rng):
+    model = VAE(image_size=16, channels=(4, 6), latent_dim=5)
+    images = rng.integers(0, 256, (10, 16, 16, 3), dtype=np.uint8)
+    rows = ledger(evaluate(Workers(model, 2), images, likelihood), likelihood, 0.5, 16, 5)
+    assert rows["sigma"] == pytest.approx(likelihood.sigma, rel=1e-3)
+    assert rows["weight_of_sum"] == pytest.approx(2 * likelihood.sigma**2 * 0.5, rel=1e-3)
+    assert rows["weight_of_mean"] == pytest.approx(rows["weight_of_sum"] / 768)
+    assert rows["weight_of_means"] == pytest.approx(rows["weight_of_mean"] * 5)
+    assert "weight_of_mean_entropy" not in rows
+    assert sigma_of_weight(rows["weight_of_mean"] / 0.5, 16) == pytest.approx(likelihood.sigma, rel=1e-3)
+
+
+def test_the_ledger_by_hand():
+    terms = {"recon": 700.0, "kl": 20.0, "squared_error": 7.68, "floor": 684.64}
+    rows = ledger(terms, Bernoulli(), 2.0, 16, 5)  # 768 pixel channels, a mean squared error of 0.01
+    assert rows["bits_recon"] == pytest.approx(700 / 768 / 0.6931472)
+    assert rows["bits_kl"] == pytest.approx(20 / 768 / 0.6931472)
+    assert rows["rmse"] == pytest.approx(0.1)
+    assert rows["sigma"] == pytest.approx(0.5)  # 7.68 / (2 * 0.25) is 15.36, what the errors cost
+    assert rows["weight_of_sum"] == pytest.approx(1.0)
+    assert rows["weight_of_mean_entropy"] == pytest.approx(2 / 768)
+    assert ledger(terms, Gaussian(0.5), 2.0, 16, 5)["bits_recon"] == pytest.approx(rows["bits_recon"] + math.log2(255))
+    table = ledger_table(terms, Bernoulli(), 2.0, 16, 5).splitlines()
+    assert table[3].split() == ["negative", "ELBO", "720.0", f"{720 / 768 / 0.6931472:.4f}"]
+    assert table[-1].split()[-1] == "0.002604"
+
+
+def test_losses_of_the_weights_in_the_ledger_are_the_loss_times_a_constant(rng):
+    """What the ledger claims about other conventions, by computing their losses of two models."""
+    likelihood, beta, images = Gaussian(0.2), 0.7, rng.integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
+    ours, sums, means = [], [], []
+    for seed in (0, 1):
+        terms = evaluate(Workers(VAE(16, (4, 6), 5, seed=seed), 1), images, likelihood)
+        rows = ledger(terms, likelihood, beta, 16, 5)
+        ours.append(terms["recon"] + beta * terms["kl"])
+        sums.append(terms["squared_error"] + rows["weight_of_sum"] * terms["kl"])
+        means.append(terms["squared_error"] / 768 + rows["weight_of_means"] * terms["kl"] / 5)
+    assert sums[1] - sums[0] == pytest.approx(2 * 0.2**2 * (ours[1] - ours[0]), rel=1e-2)
+    assert means[1] - means[0] == pytest.approx(2 * 0.2**2 / 768 * (ours[1] - ours[0]), rel=1e-2)
 
 
 def test_active_units(rng):

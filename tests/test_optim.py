@@ -7,7 +7,7 @@ import numpy as np
 
 from vae_np import optim
 from vae_np.backend import to_cpu, to_device
-from vae_np.optim import Adam, beta_at, clip_gradient, learning_rate_at
+from vae_np.optim import Adam, beta_at, clip_gradient, cyclical_beta_at, learning_rate_at
 
 
 def test_adam_by_hand_in_exact_fractions():
@@ -110,3 +110,11 @@ def test_learning_rate_schedule():
 def test_beta_schedule():
     assert [beta_at(step, 4, warmup_steps=4) for step in range(6)] == [0, 1, 2, 3, 4, 4]
     assert beta_at(0, 0.5) == 0.5
+
+
+def test_beta_in_cycles():
+    assert [cyclical_beta_at(step, 4, 8) for step in range(18)] == 2 * [0, 1, 2, 3, 4, 4, 4, 4] + [0, 1]
+    betas = [cyclical_beta_at(step, 1, 10 / 3) for step in range(10)]  # three cycles in ten steps
+    assert [step for step in range(10) if betas[step] < betas[step - 1]] == [0, 4, 7]
+    assert betas[0] == 0
+    assert max(betas) == 1

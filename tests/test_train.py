@@ -15,7 +15,8 @@ from vae_np import train as train_module
 from vae_np.backend import NAME, to_cpu, to_device, xp
 from vae_np.data import Dataset, to_float
 from vae_np.errors import CheckpointError, DatasetError, InputError, TrainingError
-from vae_np.losses import Bernoulli, kl_divergence, sigmoid
+from vae_np.gradcheck import relative_error
+from vae_np.losses import Bernoulli, kl_divergence, kl_per_dimension, sigmoid
 from vae_np.metrics import evaluate
 from vae_np.train import Settings, Trainer, write_history
 
@@ -285,6 +286,67 @@ def test_schedules_reach_the_optimizer(ramps, monkeypatch):
     assert rates[:3] == pytest.approx([0.005, 0.01, 0.01])
     assert rates[3:] == sorted(rates[3:], reverse=True)
     assert betas == pytest.approx([0, 2 / 3, 4 / 3, 2, 2, 2])
+
+
+def test_cycles_take_the_place_of_the_warm_up(ramps, monkeypatch):
+    betas = []
+    trainer = trainer_for(ramps, epochs=4, beta=2.0, beta_warmup_epochs=1, beta_cycles=3)  # twelve steps
+    monkeypatch.setattr(trainer.adam, "update", lambda rate: None)
+    monkeypatch.setattr(trainer.workers, "loss_and_gradient", lambda *args: betas.append(args[3]) or (1.0, 1.0))
+    for step in range(12):
+        trainer.adam.step = step
+        trainer.train_step(to_device(to_float(ramps.split("train")[:8])))
+    assert betas == pytest.approx(3 * [0, 1, 2, 2])
+
+
+def test_free_bits_minimise_what_they_say_whatever_the_threads(ramps):
+    """The step's gradient and loss, with the whole batch at once as the second opinion."""
+    x, seen = to_device(to_float(ramps.split("train")[:24])), []
+    for threads in (1, 3):
+        trainer = trainer_for(ramps, threads, batch_size=24, beta=0.5, beta_warmup_epochs=0, free_bits=0.02)
+        model, eps = trainer.model, np.random.default_rng([0, 1]).standard_normal((24, 4), dtype=np.float32)
+        _, mu, log_var = model.forward(x, to_device(eps))
+        each = kl_per_dimension(mu, log_var)
+        assert 0 < (to_cpu(each) > 0.02).sum() < 4, "some latents are above their free bits, some below"
+        weights = 0.5 * (each > 0.02).astype(xp.float32)
+        recon, kl = model.loss_and_gradient(x, to_device(eps), trainer.likelihood, weights)
+        expected, loss = to_cpu(model.grads).copy(), float(recon) + 0.5 * np.maximum(to_cpu(each), 0.02).sum()
+        trainer.adam.update = lambda rate, model=model: seen.append(to_cpu(model.grads).copy())
+        terms = trainer.train_step(x)
+        assert relative_error(seen[-1], expected) < 1e-5
+        assert [float(term) for term in terms[:3]] == pytest.approx([float(recon), float(kl), loss], rel=1e-5)
+        assert seen[-1].dtype == np.float32
+
+
+def test_free_bits_keep_latents_alive(ramps):
+    """A weight on the KL that kills every latent of this small model; half a nat free of charge keeps them all."""
+    active = [run(trainer_for(ramps, epochs=30, beta=30.0, beta_warmup_epochs=0, learning_rate=0.01, free_bits=nats))
+              .history[-1] for nats in (0.0, 0.5)]
+    assert active[0]["val_kl"] < 0.1
+    assert active[1]["val_kl"] > 1
+    assert [row["active_units"] for row in active] == [0, 4]
+
+
+def test_the_gaussian_takes_the_sigma_of_the_settings(ramps):
+    assert trainer_for(ramps, likelihood="gaussian", sigma=0.3).likelihood.sigma == 0.3
+    assert trainer_for(ramps, likelihood="gaussian").likelihood.sigma == 0.1
+    with pytest.raises(InputError, match="sigma is for the gaussian likelihood, not for calibrated"):
+        Settings(likelihood="calibrated", sigma=0.3)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "calibrated"])
+def test_history_watches_the_latents_and_the_gradient(ramps, likelihood):
+    trainer = trainer_for(ramps, likelihood=likelihood)
+    norms, step = [], trainer.train_step
+    trainer.train_step = lambda x: norms.append(step(x)) or norms[-1]
+    row = run(trainer, epochs=1).history[0]
+    terms = evaluate(trainer.workers, trainer.validation_images, trainer.likelihood)
+    assert row["gradient_norm"] == pytest.approx(np.mean([float(terms[3]) for terms in norms]), rel=1e-6)
+    assert row["active_units"] == terms["active_units"]
+    each = np.sort(terms["kl_per_dimension"])
+    assert row["kl_largest"] == pytest.approx(each[-1], rel=1e-5)
+    assert row["kl_median"] == pytest.approx((each[1] + each[2]) / 2, rel=1e-5)
+    assert row["sigma"] == (None if likelihood == "bernoulli" else pytest.approx(float(trainer.likelihood.sigma)))
 
 
 def test_write_history(tmp_path):

@@ -19,7 +19,7 @@ from vae_np.errors import CheckpointError
 from vae_np.files import replacing
 from vae_np.vae import VAE
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # What a checkpoint of training holds; `load_model` refuses one without.
 ARRAYS = ("values", "m", "v", "progress", "order", "terms")
 INFO = ("model", "training", "likelihood", "variance", "step", "random_state", "history", "data")

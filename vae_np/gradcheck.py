@@ -24,7 +24,14 @@ from vae_np.command import OneLineParser, run
 from vae_np.conv import Conv2d, ConvTranspose2d
 from vae_np.errors import VAEError
 from vae_np.layers import Dense, Layer, LeakyReLU, Reshape, Sequential
-from vae_np.losses import LIKELIHOODS, CalibratedGaussian, kl_divergence, squared_error
+from vae_np.losses import (
+    LIKELIHOODS,
+    CalibratedGaussian,
+    free_bits,
+    kl_divergence,
+    kl_per_dimension,
+    squared_error,
+)
 from vae_np.vae import VAE, Reparameterization
 from vae_np.winograd import WinogradConv2d, WinogradConvTranspose2d
 
@@ -215,11 +222,36 @@ def check_elbo(rng, beta=0.5):
             yield Result(f"ELBO of a small VAE, {likelihood!r}", name, DIRECTION, error)
 
 
+def check_free_bits(rng, beta=0.5):
+    """The gradient of recon + beta * sum of max(nats, kl_j), with some latents above their free bits and some below.
+
+    The others' share of the term is a constant: it is the KL divergence of those above.
+    """
+    model, likelihood = VAE(image_size=16, channels=(4, 6), latent_dim=5, dtype="float64"), LIKELIHOODS["bernoulli"]()
+    x, eps = to_device(rng.random((3, 16, 16, 3))), to_device(rng.standard_normal((3, 5)))
+    _, mu, log_var = model.forward(x, eps)
+    two, three = np.sort(to_cpu(kl_per_dimension(mu, log_var)))[1:3]
+    nats = float((two + three) / 2)  # off the kink, where the KL of a latent is its free bits
+
+    _, weights = free_bits(kl_per_dimension(mu, log_var), nats)
+
+    def loss():
+        logits, mu, log_var = model.forward(x, eps)
+        return likelihood(logits, x)[0] + beta * kl_divergence(weights * mu, weights * log_var)[0]
+
+    model.loss_and_gradient(x, eps, likelihood, beta * weights)
+    encoder = slice(sum(parameter.value.size for parameter in model.encoder.parameters))
+    error = check_direction(loss, model.values[encoder], model.grads[encoder].copy(), rng)
+    what = f"ELBO of a small VAE, {int(weights.sum())} of 5 latents above their free bits"
+    yield Result(what, "encoder", DIRECTION, error)
+
+
 def all_checks():
     """Every check by its name: {name: function(rng) -> results}."""
     layers = {kind.__name__: functools.partial(check_layer_kind, kind) for kind in layer_kinds()}
     likelihoods = {kind.__name__: functools.partial(check_likelihood, kind()) for kind in LIKELIHOODS.values()}
-    return layers | likelihoods | {"KL": check_kl, "Reparameterization": check_reparameterization, "ELBO": check_elbo}
+    return layers | likelihoods | {"KL": check_kl, "Reparameterization": check_reparameterization, "ELBO": check_elbo,
+                                  "FreeBits": check_free_bits}
 
 
 def results_of(checks):

@@ -79,16 +79,27 @@ def save_figure(path, chart):
 
 
 def plot_losses(path, history):
-    """Draw total, reconstruction and KL over epochs, training beside validation; history is a list of rows (dicts)."""
-    chart, axes = figure(columns=3, width=4.4)
-    epochs = [row["epoch"] for row in history]
-    for ax, name, title in zip(axes[0], ("loss", "recon", "kl"), ("total", "reconstruction", "KL"), strict=True):
-        ax.plot(epochs, [row[name] for row in history], "o-", label="training")
-        ax.plot(epochs, [row[f"val_{name}"] for row in history], "s--", label="validation")
-        ax.set(title=title, xlabel="epoch", ylabel="nats per image")
+    """Draw what train.Trainer's history (a list of dicts) says over epochs.
+
+    Above: total, reconstruction and KL, training beside validation. Below: how KL is spread over the latents, how many
+    of them are active, and the norm of the gradient.
+    """
+    chart, axes = figure(rows=2, columns=3, width=4.4, height=3.2)
+
+    def panel(ax, title, unit, curves):
+        for (label, name), style in zip(curves.items(), ("o-", "s--", "^:", "v-."), strict=False):
+            ax.plot([row["epoch"] for row in history], [row[name] for row in history], style, label=label)
+        ax.set(title=title, xlabel="epoch", ylabel=unit)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
-        ax.legend()
+        if len(curves) > 1:
+            ax.legend()
+
+    for ax, name, title in zip(axes[0], ("loss", "recon", "kl"), ("total", "reconstruction", "KL"), strict=True):
+        panel(ax, title, "nats per image", {"training": name, "validation": f"val_{name}"})
+    panel(axes[1, 0], "KL of a latent", "nats", {name: f"kl_{name}" for name in ("largest", "90%", "median", "10%")})
+    panel(axes[1, 1], "active latents", "number", {"active": "active_units"})
+    panel(axes[1, 2], "norm of the gradient", "mean over the steps", {"norm": "gradient_norm"})
     save_figure(path, chart)
 
 

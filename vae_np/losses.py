@@ -76,6 +76,14 @@ class Bernoulli:
         """log p(x | z) of each image in nats: logits (N, H, W, C), x the same or (1, H, W, C) -> (N,), in float64."""
         return sum_each(x * logits - softplus(logits))
 
+    def floor(self, x):
+        """recon of each image, if its reconstruction is perfect: (N, H, W, C) -> (N,), in nats.
+
+        Not 0 but the entropy of the coins, -sum [x log x + (1 - x) log(1 - x)], unless every x is 0 or 1.
+        """
+        tiny = xp.finfo(x.dtype).tiny  # 0 log 0 is 0
+        return -sum_each(x * xp.log(xp.maximum(x, tiny)) + (1 - x) * xp.log(xp.maximum(1 - x, tiny)))
+
     def __repr__(self):
         return "Bernoulli()"
 
@@ -115,6 +123,10 @@ class Gaussian:
         error *= error
         return -sum_each(error) / (2 * self.sigma**2) - self._log_normalizer(error[0].size)
 
+    def floor(self, x):
+        """recon of each image, if its reconstruction is perfect, (N, H, W, C) -> (N,): what the density costs alone."""
+        return xp.full(len(x), self._log_normalizer(x[0].size))
+
     def _log_normalizer(self, count):
         log = math.log if isinstance(self.sigma, float) else xp.log
         return count * (log(self.sigma) + 0.5 * math.log(2 * math.pi))
@@ -150,6 +162,11 @@ class CalibratedGaussian(Gaussian):
 LIKELIHOODS = {likelihood.name: likelihood for likelihood in (Bernoulli, Gaussian, CalibratedGaussian)}
 
 
+def likelihood_of(name, sigma=None):
+    """The likelihood of a name, with a sigma where one is given. Bernoulli takes none."""
+    return LIKELIHOODS[name]() if sigma is None else LIKELIHOODS[name](sigma)
+
+
 def squared_error(logits, x):
     """Sum of (x - sigmoid(logits))^2 over the whole batch: what CalibratedGaussian.calibrate asks for."""
     error = sigmoid(logits)
@@ -170,3 +187,20 @@ def kl_divergence(mu, log_var, batch_size=None):
     var = xp.exp(log_var)
     kl = 0.5 * (mu * mu + var - 1 - log_var).sum() / n
     return kl, mu / n, (var - 1) / (2 * n)
+
+
+def kl_per_dimension(mu, log_var):
+    """KL divergence of each latent in nats, averaged over the batch: mu, log_var (N, Z) -> (Z,)."""
+    return 0.5 * (mu * mu + xp.exp(log_var) - 1 - log_var).mean(axis=0)
+
+
+def free_bits(kl, nats):
+    """The KL term with `nats` free of charge in each latent (Kingma et al. 2016): kl (Z,), means over the whole batch.
+
+        term         = sum over the latents of max(nats, kl_j)
+        d term / d theta = sum of weight_j d kl_j / d theta,    weight_j = 1 where kl_j > nats, else 0
+
+    A latent that says less than `nats` is not pushed to say even less, so it does not die while the decoder has yet to
+    learn what to do with it. Returns (term, weight), weight (Z,).
+    """
+    return xp.maximum(kl, nats).sum(), (kl > nats).astype(kl.dtype)

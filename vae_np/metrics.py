@@ -1,4 +1,6 @@
-"""How good is it? The ELBO and a tighter bound, PSNR, SSIM, active units, and principal components as the yardstick."""
+"""How good is it? The ELBO, its ledger and a tighter bound, PSNR, SSIM, active units, and principal components."""
+
+import math
 
 import numpy as np
 from tqdm import tqdm
@@ -6,7 +8,7 @@ from tqdm import tqdm
 from vae_np.backend import to_cpu, to_device
 from vae_np.data import to_float
 from vae_np.errors import InputError
-from vae_np.losses import kl_divergence, sigmoid
+from vae_np.losses import Bernoulli, kl_divergence, kl_per_dimension, sigmoid, squared_error
 from vae_np.parallel import SHARD_SIZE
 
 
@@ -60,27 +62,103 @@ def _require_images(images):
 
 
 def evaluate(workers, images, likelihood, seed=0):
-    """The ELBO's terms and the PSNR on uint8 images (N, H, W, 3): {"recon", "kl", "psnr"}, means over the images.
+    """The ELBO's terms and what they are made of, means over uint8 images (N, H, W, 3), as a dictionary:
+
+    recon, kl           in nats
+    squared_error       of the same reconstructions as recon, summed over pixels and channels
+    floor               what recon would be if they were perfect
+    psnr                of the reconstructions through mu, in decibels
+    active_units        how many latents carry anything
+    kl_per_dimension    of each latent (Z,), in nats
 
     recon is estimated with one noise vector an image, drawn from a generator of its own, so that it is the same noise
-    every time and training's random numbers stay as they are. PSNR is that of the reconstruction through mu.
+    every time and training's random numbers stay as they are.
     """
     _require_images(images)
-    model = workers.replicas[0]
-    eps = np.random.default_rng(seed).standard_normal((len(images), model.latent_dim), dtype=model.dtype)
+    count, model = len(images), workers.replicas[0]
+    eps = np.random.default_rng(seed).standard_normal((count, model.latent_dim), dtype=model.dtype)
+    all_mu, all_log_var = np.empty_like(eps), np.empty_like(eps)
 
     def work(worker, shard):
         model = workers.replicas[worker]
         on_host = to_float(images[shard])
         x = to_device(on_host)
         logits, mu, log_var = model.forward(x, to_device(eps[shard]))
-        recon, _ = likelihood(logits, x, batch_size=len(images))
-        kl, _, _ = kl_divergence(mu, log_var, batch_size=len(images))
+        all_mu[shard], all_log_var[shard] = to_cpu(mu), to_cpu(log_var)
+        recon, _ = likelihood(logits, x, batch_size=count)
+        kl, _, _ = kl_divergence(mu, log_var, batch_size=count)
+        error, floor = squared_error(logits, x) / count, likelihood.floor(x).sum() / count
         through_mu = to_cpu(sigmoid(model.decoder.forward(mu)))
-        return float(recon), float(kl), psnr(on_host, through_mu).sum() / len(images)
+        return float(recon), float(kl), float(error), float(floor), psnr(on_host, through_mu).sum() / count
 
-    recon, kl, psnrs = zip(*workers.map(work, len(images)), strict=True)
-    return {"recon": sum(recon), "kl": sum(kl), "psnr": float(sum(psnrs))}
+    recon, kl, error, floor, psnrs = (float(sum(parts)) for parts in zip(*workers.map(work, count), strict=True))
+    per_dimension = to_cpu(kl_per_dimension(to_device(all_mu), to_device(all_log_var)))
+    return {"recon": recon, "kl": kl, "squared_error": error, "floor": floor, "psnr": psnrs,
+            "active_units": int(active_units(all_mu).sum()), "kl_per_dimension": per_dimension}
+
+
+def ledger(terms, likelihood, beta, image_size, latent_dim):
+    """The same loss in the units of others: what `evaluate` returned as `terms` -> a dictionary of numbers.
+
+    With D = 3 image_size^2 pixel channels and loss = recon + beta * kl, recon and kl summed as everywhere here:
+
+    bits_recon, bits_kl     nats / (D ln 2): bits per pixel channel. A Gaussian's density becomes the probability of an
+                            8-bit grey value with + log2(255) for recon, since neighbouring values are 1/255 apart
+    rmse                    sqrt(squared_error / D): the typical error of a pixel channel
+    sigma                   the deviation of a Gaussian that would charge as many nats for these errors,
+
+                                recon - floor = squared_error / (2 sigma^2)
+
+    Multiplied by 2 sigma^2, the loss is squared error + w * kl, w = 2 sigma^2 beta, up to a constant. So others, who
+    write a squared error without saying what sigma is, would call this run's beta
+
+    weight_of_sum           2 sigma^2 beta                  beside the squared error summed over pixels and channels
+    weight_of_mean          2 sigma^2 beta / D              beside its mean over them
+    weight_of_means         2 sigma^2 beta latent_dim / D   beside that mean, with the KL averaged over latents, too
+    weight_of_mean_entropy  beta / D                        beside the mean cross-entropy (Bernoulli only)
+    """
+    count = 3 * image_size**2
+    variance = terms["squared_error"] / (2 * (terms["recon"] - terms["floor"]))
+    bits = 1 / (count * math.log(2))
+    rows = {
+        "recon": terms["recon"], "kl": terms["kl"],
+        "bits_recon": terms["recon"] * bits + (0 if isinstance(likelihood, Bernoulli) else math.log2(255)),
+        "bits_kl": terms["kl"] * bits,
+        "rmse": math.sqrt(terms["squared_error"] / count), "sigma": math.sqrt(variance),
+        "weight_of_sum": 2 * variance * beta, "weight_of_mean": 2 * variance * beta / count,
+        "weight_of_means": 2 * variance * beta * latent_dim / count,
+    }  # fmt: skip
+    return rows | ({"weight_of_mean_entropy": beta / count} if isinstance(likelihood, Bernoulli) else {})
+
+
+def sigma_of_weight(weight, image_size):
+    """The sigma that a loss mean squared error + weight * kl implies (at beta 1): sqrt(weight D / 2), D as in `ledger`.
+
+    The mean is over pixels and channels in [0, 1], kl the sum over latents.
+    """
+    return math.sqrt(weight * 3 * image_size**2 / 2)
+
+
+def ledger_table(terms, likelihood, beta, image_size, latent_dim):
+    """The ledger as lines of text."""
+    rows = ledger(terms, likelihood, beta, image_size, latent_dim)
+    total, bits = rows["recon"] + rows["kl"], rows["bits_recon"] + rows["bits_kl"]
+    lines = [
+        f"{'':46s}{'nats per image':>16s}{'bits per pixel channel':>24s}",
+        f"{f'reconstruction, {likelihood!r}':46s}{rows['recon']:16.1f}{rows['bits_recon']:24.4f}",
+        f"{'KL':46s}{rows['kl']:16.1f}{rows['bits_kl']:24.4f}",
+        f"{'negative ELBO':46s}{total:16.1f}{bits:24.4f}",
+        f"typical error of a pixel channel (0 to 1) {rows['rmse']:.4f}; a Gaussian charges it like that with sigma "
+        f"{rows['sigma']:.4f}",
+        f"beta {beta:g} here is, elsewhere, the weight of the KL beside",
+        f"    {'squared error, summed over pixels':64s}{rows['weight_of_sum']:12.4g}",
+        f"    {'squared error, averaged over pixels and channels':64s}{rows['weight_of_mean']:12.4g}",
+        f"    {'the same, and the KL averaged over latents, too':64s}{rows['weight_of_means']:12.4g}",
+    ]
+    if "weight_of_mean_entropy" in rows:
+        lines += [f"    {'cross-entropy, summed over pixels':64s}{beta:12.4g}",
+                  f"    {'cross-entropy, averaged over pixels and channels':64s}{rows['weight_of_mean_entropy']:12.4g}"]
+    return "\n".join(lines)
 
 
 def log_importance_weights(decoder, likelihood, x, mu, log_var, eps):
@@ -133,11 +211,6 @@ def importance_weighted_bound(workers, images, likelihood, k, seed=0):
         return bounds
 
     return float(np.concatenate(workers.map(work, len(images))).mean())
-
-
-def kl_per_dimension(mu, log_var):
-    """KL divergence of each latent dimension in nats, averaged over images: mu, log_var (N, Z) -> (Z,)."""
-    return 0.5 * (mu * mu + np.exp(log_var) - 1 - log_var).mean(axis=0)
 
 
 def active_units(mu, threshold=0.01):

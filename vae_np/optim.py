@@ -96,3 +96,12 @@ def beta_at(step, beta, warmup_steps=0):
     Bowman et al. 2016 found that a KL term at full weight from the start lets the encoder give up.
     """
     return beta * min(1.0, step / warmup_steps) if warmup_steps else beta
+
+
+def cyclical_beta_at(step, beta, cycle_steps):
+    """The weight of the KL divergence in cycles: each starts again at 0, rises for one half and stays for the other.
+
+    While beta is small, the code may say more, and finds a decoder that has learned to listen (Fu et al. 2019).
+    cycle_steps, the length of a cycle, need not be a whole number.
+    """
+    return beta_at(step % cycle_steps, beta, cycle_steps / 2)

@@ -17,7 +17,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from vae_np.backend import xp
-from vae_np.losses import CalibratedGaussian, squared_error
+from vae_np.losses import CalibratedGaussian, kl_per_dimension, squared_error
 
 # Images that one worker handles at a time, at the most. A GPU wants large batches, a core's cache small ones.
 SHARD_SIZE = 32 if xp is np else 512
@@ -87,6 +87,15 @@ class Workers:
         for future in futures:
             future.result()  # raises what the worker raised
         return results
+
+    def kl_per_dimension(self, x):
+        """KL divergence of each latent, averaged over images x (N, H, W, 3) on the device: (Z,), there, too."""
+        def work(worker, shard):
+            replica = self.replicas[worker]
+            h = replica.encoder.forward(x[shard])
+            return kl_per_dimension(h[:, : replica.latent_dim], h[:, replica.latent_dim :]) * (len(h) / len(x))
+
+        return functools.reduce(operator.add, self.map(work, len(x)))
 
     def loss_and_gradient(self, x, eps, likelihood, beta=1.0):
         """VAE.loss_and_gradient of the whole batch: returns (recon, kl), and the gradient is in the model's grads."""

@@ -15,13 +15,14 @@ from vae_np.data import batches, kept_on_device, to_float
 from vae_np.errors import CheckpointError, DatasetError, InputError, TrainingError
 from vae_np.files import replacing
 from vae_np.images import to_uint8
-from vae_np.losses import LIKELIHOODS
+from vae_np.losses import LIKELIHOODS, free_bits, likelihood_of
 from vae_np.metrics import evaluate
-from vae_np.optim import Adam, beta_at, clip_gradient, learning_rate_at
+from vae_np.optim import Adam, beta_at, clip_gradient, cyclical_beta_at, learning_rate_at
 from vae_np.parallel import Workers
 
 LOOK = 8  # faces and samples that are looked at after each epoch
 TERMS = ("reconstruction", "KL", "loss", "gradient")  # what a step returns; "gradient" is its norm
+KL_QUANTILES = {"largest": 1, "90%": 0.9, "median": 0.5, "10%": 0.1}  # of the latents, on validation images
 REPORT_EVERY = 10  # steps, and not after each: to read a loss, the host must wait for a GPU
 
 
@@ -36,7 +37,10 @@ class Settings:
     warmup_steps: int = 100
     beta: float = 1.0
     beta_warmup_epochs: float = 1.0
+    beta_cycles: int = 0  # if above 0, they take the place of the warm-up
+    free_bits: float = 0.0  # nats, of each latent
     likelihood: str = "bernoulli"
+    sigma: float | None = None  # of the Gaussian likelihood
     # A seat belt: Adam does not mind the scale of the gradient, so only an explosion is cut short. At 64x64, norms of
     # 500 to 5,000 are usual for the Bernoulli likelihood, 20,000 for the Gaussian.
     max_gradient_norm: float = 1e5
@@ -48,8 +52,13 @@ class Settings:
             raise InputError(f"likelihood {self.likelihood!r} is unknown; choose one of {', '.join(LIKELIHOODS)}")
         for name in ("epochs", "batch_size", "learning_rate", "max_gradient_norm"):
             self._require(name, lambda value: value > 0, "above 0")
-        for name in ("final_rate_fraction", "warmup_steps", "beta", "beta_warmup_epochs", "seed"):
+        for name in ("final_rate_fraction", "warmup_steps", "beta", "beta_warmup_epochs", "beta_cycles", "free_bits",
+                     "seed"):
             self._require(name, lambda value: value >= 0, "0 or more")
+        if self.sigma is not None:
+            if self.likelihood != "gaussian":
+                raise InputError(f"sigma is for the gaussian likelihood, not for {self.likelihood}")
+            self._require("sigma", lambda value: value > 0, "above 0")
         if self.limit is not None:
             self._require("limit", lambda value: value >= 1, "at least 1")
 
@@ -94,7 +103,7 @@ class Trainer:
             if not len(images):
                 raise DatasetError(f"{dataset.folder} has no {name} images; prepare a dataset that has")
         self.model, self.dataset, self.settings = model, dataset, settings
-        self.likelihood = LIKELIHOODS[settings.likelihood]()
+        self.likelihood = likelihood_of(settings.likelihood, settings.sigma)
         self.workers = model.workers = Workers(model, threads)
         self.adam = Adam(model.values, model.grads)
         # Not the seed alone: the weights were drawn from that stream, and the noise must not repeat them.
@@ -124,6 +133,8 @@ class Trainer:
         s = self.settings
         total = s.epochs * self.steps_per_epoch
         rate = learning_rate_at(step, total, s.learning_rate, s.warmup_steps, s.final_rate_fraction)
+        if s.beta_cycles:
+            return rate, cyclical_beta_at(step, s.beta, total / s.beta_cycles)
         return rate, beta_at(step, s.beta, s.beta_warmup_epochs * self.steps_per_epoch)
 
     def train_step(self, x):
@@ -135,12 +146,17 @@ class Trainer:
         rate, beta = self.schedules(self.adam.step)
         eps = self.rng.standard_normal((len(x), self.model.latent_dim), dtype=self.model.dtype)
         try:
-            recon, kl = self.workers.loss_and_gradient(x, to_device(eps), self.likelihood, beta)
+            if self.settings.free_bits:  # which latents are beyond theirs is for the whole batch to say
+                kl_term, weights = free_bits(self.workers.kl_per_dimension(x), self.settings.free_bits)
+                recon, kl = self.workers.loss_and_gradient(x, to_device(eps), self.likelihood, beta * weights)
+            else:
+                recon, kl = self.workers.loss_and_gradient(x, to_device(eps), self.likelihood, beta)
+                kl_term = kl
         except MemoryError:  # CuPy's own is one, too
             raise TrainingError(f"there is not enough memory for a step on {len(x)} images; try batches of "
                                 f"{max(1, len(x) // 2)}") from None
         norm = clip_gradient(self.model.grads, self.settings.max_gradient_norm)
-        terms = recon, kl, recon + beta * kl, norm
+        terms = recon, kl, recon + beta * kl_term, norm
         if xp is np:  # a GPU would have to be waited for; its terms are looked at in _fetch, a few steps later
             self._check_finite(TERMS, terms, self.adam.step + 1)
         self.adam.update(rate)
@@ -205,16 +221,20 @@ class Trainer:
     def _row(self, epoch, speed):
         sizes = np.full(len(epoch.terms), self.settings.batch_size)
         sizes[-1] -= sizes.sum() - len(epoch.order)
-        recon, kl, loss, _ = np.average(epoch.terms, axis=0, weights=sizes).tolist()
+        recon, kl, loss, norm = np.average(epoch.terms, axis=0, weights=sizes).tolist()
         _, beta = self.schedules(self.adam.step - 1)
         held_out = evaluate(self.workers, self.validation_images, self.likelihood)
         # The last step of an epoch can break a model, too, and a broken model must not be saved.
-        self._check_finite([f"validation {name}" for name in held_out], held_out.values(), self.adam.step)
+        names = "recon", "kl", "psnr"
+        self._check_finite([f"validation {name}" for name in names], [held_out[name] for name in names], self.adam.step)
         # val_loss weighs KL by the beta that the epoch ended with; while beta rises, `loss` averages over smaller ones.
         return {
             "epoch": self.epoch + 1, "loss": loss, "recon": recon, "kl": kl, "beta": beta,
             "val_loss": held_out["recon"] + beta * held_out["kl"], "val_recon": held_out["recon"],
             "val_kl": held_out["kl"], "val_psnr": held_out["psnr"], "images_per_second": speed,
+            "gradient_norm": norm, "sigma": None if self.likelihood.sigma is None else float(self.likelihood.sigma),
+            "active_units": held_out["active_units"],
+            **{f"kl_{name}": float(np.quantile(held_out["kl_per_dimension"], q)) for name, q in KL_QUANTILES.items()},
         }  # fmt: skip
 
     def look(self):

@@ -102,9 +102,11 @@ class VAE:
     def loss_and_gradient(self, x, eps, likelihood, beta=1.0, batch_size=None):
         """One evaluation of the negative ELBO, loss = recon + beta * kl, and of its gradient, left in `grads`.
 
-        batch_size: where x is a shard, the size of the whole batch. Returns (recon, kl), in nats per image.
+        beta: a number, or an array (Z,) with a weight for each latent. batch_size: where x is a shard, the size of the
+        whole batch. Returns (recon, kl), in nats per image.
         """
-        beta = float(beta)  # a float64 of NumPy's would make every gradient float64
+        # A float64 of NumPy's would make every gradient float64.
+        beta = beta.astype(self.dtype) if isinstance(beta, xp.ndarray) else float(beta)
         logits, mu, log_var = self.forward(x, eps)
         recon, dlogits = likelihood(logits, x, batch_size)
         kl, dmu, dlog_var = kl_divergence(mu, log_var, batch_size)
