@@ -11,16 +11,7 @@ import sys
 import time
 from dataclasses import asdict, fields
 
-from common import (
-    SEED,
-    add_data,
-    command_line,
-    note_interruptions,
-    open_dataset,
-    parse,
-    resumed_arguments,
-    set_aside,
-)
+from common import SEED, add_data, command_line, note_interruptions, open_dataset, parse, resumed_arguments, set_aside
 
 import numpy as np
 
