@@ -132,11 +132,36 @@ def test_lesson_4(room):
 
 
 def test_lesson_5(room):
+    checkpoint = room / "runs/03_train/checkpoint.npz"
+    content = checkpoint.read_bytes()
     output = succeed("05_sample.py", cwd=room)
     assert "the prior misses" in output
+    assert "samples (standard): on average" in output
+    table = re.findall(r"^(\S+) +(-?[\d.]+) +(-?[\d.]+) +(-?[\d.]+) +[\d.]+$", output, re.MULTILINE)
+    assert [name for name, *_ in table] == ["standard", "gaussian", "mixture", "two-stage"]
+    totals = [float(density) + float(kl) for _, _, density, kl in table]
+    assert totals == pytest.approx([totals[0]] * 4, abs=0.03)  # minus E log q(z | x), whatever the prior
     assert pictures_in(room / "runs/05_sample") == {
-        "samples.png", "temperatures.png", "fitted_samples.png", "prior_and_fitted.png", "aggregate_posterior.png",
+        "standard_samples.png", "temperatures.png", "aggregate_posterior.png", "priors.png", "samples.png",
         "nearest.png"}  # fmt: skip
+    assert checkpoint.read_bytes() == content
+
+
+def test_lesson_5_stores_the_prior_that_is_asked_for_and_uses_it_from_then_on(room, tmp_path):
+    shutil.copy(room / "runs/03_train/checkpoint.npz", tmp_path)
+    flags = ["--checkpoint", tmp_path / "checkpoint.npz", "--data", room / "faces", "--out", tmp_path]
+    succeed("05_sample.py", *flags, cwd=tmp_path)
+    standard = (tmp_path / "samples.png").read_bytes()
+    assert standard == (tmp_path / "standard_samples.png").read_bytes()
+    output = succeed("05_sample.py", *flags, "--prior", "mixture", cwd=tmp_path)
+    assert "now samples from Mixture(10 components)" in output
+    mixture = (tmp_path / "samples.png").read_bytes()
+    assert mixture != standard
+    assert "samples (mixture): on average" in succeed("05_sample.py", *flags, cwd=tmp_path)
+    assert (tmp_path / "samples.png").read_bytes() == mixture
+    assert (tmp_path / "standard_samples.png").read_bytes() == standard
+    succeed("05_sample.py", *flags, "--prior", "standard", cwd=tmp_path)
+    assert (tmp_path / "samples.png").read_bytes() == standard
 
 
 def test_lesson_6(room):
@@ -341,6 +366,7 @@ def test_ctrl_c_while_training_says_how_to_go_on(room, tmp_path):
         ("03_train.py", "--beta", "-1", "-1 is not a number of 0 or more"),
         ("03_train.py", "--seed", "-1", "-1 is not between 0 and"),
         ("04_reconstruct.py", "--limit", "0", "0 is not between 1 and 999,999"),
+        ("05_sample.py", "--prior", "flow", "invalid choice: 'flow'"),
         ("06_interpolate.py", "--steps", "1", "1 is not between 2 and 999"),
         ("10_speed.py", "--seconds", "0", "0 is not above 0"),
     ],

@@ -15,6 +15,7 @@ from vae_np.gradcheck import check_direction
 from vae_np.layers import Dense
 from vae_np.losses import LIKELIHOODS, Bernoulli, CalibratedGaussian, kl_divergence, squared_error
 from vae_np.parallel import Workers
+from vae_np.priors import Gaussian
 
 SMALL = {"image_size": 16, "channels": (4, 6), "latent_dim": 5}
 
@@ -225,6 +226,15 @@ def test_samples_are_decoded_from_codes_like_the_prior_and_new_ones_every_time(t
         assert_uncorrelated(first[:, i], first[:, j])
     assert_uncorrelated(first, second)
     np.testing.assert_array_equal(first, again)
+
+
+def test_samples_are_decoded_from_codes_of_the_prior_that_the_model_has(rng):
+    model = VAE(**SMALL)
+    model.prior = Gaussian(np.arange(5), np.diag([4.0, 1, 1, 0.25, 1]))
+    for temperature in (1.0, 0.5):
+        codes = model.prior.sample(6, np.random.default_rng(5), temperature)
+        np.testing.assert_array_equal(model.sample(6, np.random.default_rng(5), temperature), model.decode(codes))
+    assert VAE(**SMALL, dtype="float64").sample(2, rng).dtype == np.float64
 
 
 def test_long_inputs_go_through_in_shards_and_come_out_the_same(rng):

@@ -20,6 +20,7 @@ import numpy as np
 
 from vae_np import backend
 from vae_np.backend import to_cpu, to_device, xp
+from vae_np.code_vae import CodeVAE
 from vae_np.command import OneLineParser, run
 from vae_np.conv import Conv2d, ConvTranspose2d
 from vae_np.errors import VAEError
@@ -246,12 +247,25 @@ def check_free_bits(rng, beta=0.5):
     yield Result(what, "encoder", DIRECTION, error)
 
 
+def check_code_vae(rng):
+    """The gradient of recon + kl of the second stage with respect to all its parameters; sigma moves with them."""
+    model = CodeVAE(3, rng, width=4, dtype="float64")
+    w, eps = to_device(rng.standard_normal((5, 3))), to_device(rng.standard_normal((5, 3)))
+    split = sum(parameter.value.size for parameter in model.encoder.parameters)
+    model.loss_and_gradient(w, eps)
+    gradient = model.grads.copy()
+    for name, part in (("encoder", slice(None, split)), ("decoder", slice(split, None))):
+        numerical = numerical_gradient(lambda: sum(model.loss_and_gradient(w, eps)), model.values[part])
+        error = relative_error(gradient[part], numerical)
+        yield Result("ELBO of a VAE on codes, calibrated sigma", name, ELEMENTS, error)
+
+
 def all_checks():
     """Every check by its name: {name: function(rng) -> results}."""
     layers = {kind.__name__: functools.partial(check_layer_kind, kind) for kind in layer_kinds()}
     likelihoods = {kind.__name__: functools.partial(check_likelihood, kind()) for kind in LIKELIHOODS.values()}
     return layers | likelihoods | {"KL": check_kl, "Reparameterization": check_reparameterization, "ELBO": check_elbo,
-                                  "FreeBits": check_free_bits}
+                                  "FreeBits": check_free_bits, "CodeVAE": check_code_vae}
 
 
 def results_of(checks):

@@ -15,6 +15,7 @@ from vae_np.errors import InputError
 from vae_np.layers import Dense, LeakyReLU, Reshape, Sequential, bind, pack
 from vae_np.losses import kl_divergence, sigmoid
 from vae_np.parallel import SHARD_SIZE, Workers
+from vae_np.priors import Standard
 from vae_np.winograd import WinogradConv2d, WinogradConvTranspose2d
 
 
@@ -46,7 +47,8 @@ class VAE:
     decoder   dense, LeakyReLU, and the mirror image in 4x4 stride-2 transposed convolutions, ending in 3 logits a pixel
 
     image_size must be divisible by 2^len(channels). seed fixes the initial weights. dtype is float32, or float64 for
-    gradient checks. All parameters are views into the flat array `values`, their gradients into `grads`.
+    gradient checks. All parameters are views into the flat array `values`, their gradients into `grads`. `prior` is
+    what `sample` draws codes from: N(0, I), unless another was fitted after training (priors.py).
     Raises InputError for settings that do not fit.
     """
 
@@ -60,6 +62,7 @@ class VAE:
         self.decoder = build_decoder(image_size, channels, latent_dim, rng, dtype)
         self.parameters = self.encoder.parameters + self.decoder.parameters
         self.values, self.grads = pack(self.parameters)
+        self.prior = Standard(latent_dim)
 
     @functools.cached_property
     def workers(self):
@@ -132,9 +135,11 @@ class VAE:
         return self.decode(self.encode(x)[0])
 
     def sample(self, count, rng, temperature=1.0):
-        """Draw `count` new images from the prior: decode(temperature * eps), eps from N(0, I) by a NumPy generator."""
-        eps = rng.standard_normal((count, self.latent_dim), dtype=self.dtype)
-        return self.decode(eps * self.dtype.type(temperature))
+        """Draw `count` new images: decode codes from `prior`, which a NumPy generator draws.
+
+        For N(0, I) these are temperature * eps, eps from N(0, I).
+        """
+        return self.decode(self.prior.sample(count, rng, temperature).astype(self.dtype))
 
     def _in_shards(self, x, shape, function):
         workers, y = self.workers, np.empty((len(x), *shape), self.dtype)

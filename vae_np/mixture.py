@@ -1,0 +1,123 @@
+"""A mixture of Gaussians as the prior, fitted to codes of training faces by expectation-maximisation."""
+
+import math
+
+import numpy as np
+
+from vae_np.errors import InputError
+from vae_np.priors import Gaussian, draw
+
+
+class Mixture:
+    """sum over k of weights_k N(means_k, covariances_k): weights (K,), means (K, Z), covariances (K, Z, Z), float64.
+
+    fit maximises the likelihood of codes z_n by expectation-maximisation (Dempster, Laird and Rubin 1977; Bishop 2006,
+    chapter 9). Were it known which component each code comes from, every component would be a Gaussian fitted to its
+    own codes. It is not known, but for any q_nk >= 0 with sum over k of q_nk = 1, by Jensen's inequality,
+
+        log sum_k weights_k N_k(z_n)  >=  sum_k q_nk log [weights_k N_k(z_n) / q_nk]
+
+        E step    r_nk = weights_k N_k(z_n) / sum_j weights_j N_j(z_n)     makes the two sides equal at q = r
+        M step    maximises the right side for these r: with n_k = sum_n r_nk,
+                  means_k = sum_n r_nk z_n / n_k,   scatter_k = sum_n r_nk (z_n - means_k)(z_n - means_k)^T
+
+    and so neither step lets the left side fall. A covariance of 128 dimensions has 8,256 numbers, far too many for the
+    thousand codes of one component, and a component of few codes could shrink onto them without end. So each component
+    is given `shrinkage` imagined codes with the covariance C of all codes, and one for its weight:
+
+        weights_k = (n_k + 1) / (N + K)     covariances_k = (scatter_k + shrinkage C) / (n_k + shrinkage)
+
+    These maximise the likelihood times a Dirichlet and inverse-Wishart prior (Fraley and Raftery 2007), so what
+    never falls is `objective` = log likelihood + sum_k [log weights_k - shrinkage/2 (log det covariances_k +
+    trace(covariances_k^-1 C))]. fit leaves it in `rise`, an entry for every E step, in nats per code.
+    """
+
+    name = "mixture"
+
+    def __init__(self, weights, means, covariances):
+        if not (len(weights) == len(means) == len(covariances) and np.min(weights) > 0
+                and math.isclose(np.sum(weights), 1, rel_tol=1e-6)):
+            raise InputError("a mixture needs weights above 0 whose sum is 1, each with a mean and a covariance")
+        self.weights, self.means, self.covariances = weights, means, covariances
+        self.components = [Gaussian(mean, covariance) for mean, covariance in zip(means, covariances, strict=True)]
+
+    @classmethod
+    def fit(cls, mu, log_var, rng, components=10, shrinkage=2000.0, tolerance=0.02, max_steps=100):
+        """Fit to one code of every posterior, until a step raises the objective by less than tolerance nats a code."""
+        codes, whole = draw(mu, log_var, rng).astype(np.float64), Gaussian.fit(mu, log_var, rng)
+        k = min(components, len(codes))
+        starts = codes[distant(whole.whiten(codes), k, rng)]
+        mixture, rise = cls(np.full(k, 1 / k), starts, np.stack([whole.covariance] * k)), []
+        for _ in range(max_steps):
+            joint = mixture.log_joint(codes)
+            total = log_sum_exp(joint)
+            rise.append((total.sum() + mixture.log_penalty(whole, shrinkage)) / len(codes))
+            if len(rise) > 1 and rise[-1] - rise[-2] < tolerance:
+                break
+            mixture = cls.maximised(codes, np.exp(joint - total[:, None]), whole.covariance, shrinkage)
+        mixture.rise = rise
+        return mixture
+
+    @classmethod
+    def maximised(cls, codes, responsibilities, covariance, shrinkage):
+        """The M step: codes (N, Z), r (N, K), and the covariance (Z, Z) of the imagined codes -> the next mixture."""
+        counts = responsibilities.sum(axis=0)
+        means = responsibilities.T @ codes / np.maximum(counts, 1e-300)[:, None]  # of no code at all: 0
+        covariances = []
+        for r, count, mean in zip(responsibilities.T, counts, means, strict=True):
+            apart = codes - mean
+            covariances.append(((apart * r[:, None]).T @ apart + shrinkage * covariance) / (count + shrinkage))
+        return cls((counts + 1) / (len(codes) + len(counts)), means, np.stack(covariances))
+
+    def log_penalty(self, whole, shrinkage):
+        """What the objective adds to the log likelihood; trace(A^-1 L L^T) = |A's whitening of L|^2."""
+        traces = [np.square(component.inverse_factor @ whole.factor).sum() for component in self.components]
+        determinants = [2 * component.log_determinant for component in self.components]
+        return np.log(self.weights).sum() - 0.5 * shrinkage * (np.sum(determinants) + np.sum(traces))
+
+    @staticmethod
+    def shapes(latent_dim):
+        return {"weights": ((None,), "float64"), "means": ((None, latent_dim), "float64"),
+                "covariances": ((None, latent_dim, latent_dim), "float64")}
+
+    @property
+    def arrays(self):
+        return {"weights": self.weights, "means": self.means, "covariances": self.covariances}
+
+    def log_joint(self, z):
+        """log [weights_k N_k(z_n)] of every code and component: (N, K)."""
+        return np.stack([component.log_density(z) for component in self.components], axis=1) + np.log(self.weights)
+
+    def sample(self, count, rng, temperature=1.0):
+        """A component k for each code, with probability weights_k, then means_k + temperature L_k eps."""
+        eps = temperature * rng.standard_normal((count, self.means.shape[1]), dtype=np.float32)
+        which = rng.choice(len(self.weights), count, p=self.weights / self.weights.sum())
+        z = np.empty(eps.shape, np.float32)
+        for k, component in enumerate(self.components):
+            z[which == k] = component.colour(eps[which == k])
+        return z
+
+    def log_density(self, z):
+        """log sum_k weights_k N_k(z), by log-sum-exp."""
+        return log_sum_exp(self.log_joint(z))
+
+    def __repr__(self):
+        return f"Mixture({len(self.weights)} components)"
+
+
+def distant(points, count, rng):
+    """Indices of `count` points far from each other, to start from: k-means++ (Arthur and Vassilvitskii 2007).
+
+    Each is drawn with a probability that is proportional to its squared distance from the nearest drawn before.
+    """
+    chosen, squares = [rng.integers(len(points))], np.full(len(points), np.inf)
+    for _ in range(count - 1):
+        squares = np.minimum(squares, ((points - points[chosen[-1]]) ** 2).sum(axis=1))
+        chosen.append(rng.choice(len(points), p=(squares + 1e-9) / (squares + 1e-9).sum()))  # points may be equal
+    return chosen
+
+
+def log_sum_exp(terms):
+    """log of the sum of exp(terms) over the last axis. The largest is taken out first, since exp(-800) is 0."""
+    largest = terms.max(axis=-1, keepdims=True)
+    return (largest + np.log(np.exp(terms - largest).sum(axis=-1, keepdims=True)))[..., 0]
