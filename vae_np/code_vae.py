@@ -111,16 +111,15 @@ class TwoStage:
         vae = CodeVAE(mu.shape[1], rng)
         adam, count = Adam(vae.values, vae.grads), len(mu)
         total = epochs * math.ceil(count / batch_size)
-        for _ in range(epochs):
-            w = gaussian.whiten(draw(mu, log_var, rng)[rng.permutation(count)]).astype(np.float32)
-            variance = 0.0
-            for start in range(0, count, batch_size):
-                batch = to_device(w[start : start + batch_size])
-                eps = to_device(rng.standard_normal(batch.shape, dtype=np.float32))
-                with threadpool_limits(1, "blas"):  # products so small lose more by a second thread than they gain
-                    vae.loss_and_gradient(batch, eps)
-                adam.update(learning_rate_at(adam.step, total, learning_rate))
-                variance += vae.sigma**2 * (len(batch) / count)
+        with threadpool_limits(1, "blas"):  # products so small lose more by a second thread than they gain
+            for _ in range(epochs):
+                w = gaussian.whiten(draw(mu, log_var, rng)[rng.permutation(count)]).astype(np.float32)
+                variance = 0.0
+                for start in range(0, count, batch_size):
+                    batch = to_device(w[start : start + batch_size])
+                    vae.loss_and_gradient(batch, to_device(rng.standard_normal(batch.shape, dtype=np.float32)))
+                    adam.update(learning_rate_at(adam.step, total, learning_rate))
+                    variance += vae.sigma**2 * (len(batch) / count)
         return cls(to_cpu(vae.values), math.sqrt(float(variance)), gaussian.mean, gaussian.covariance)
 
     @staticmethod
@@ -134,7 +133,7 @@ class TwoStage:
 
     def sample(self, count, rng, temperature=1.0):
         """colour(decoder(temperature * u) + temperature * sigma * eps), u and eps from N(0, I)."""
-        u, eps = np.float32(temperature) * rng.standard_normal((2, count, len(self.gaussian.mean)), dtype=np.float32)
+        eps, u = np.float32(temperature) * rng.standard_normal((2, count, len(self.gaussian.mean)), dtype=np.float32)
         w = to_cpu(self.vae.decoder.forward(to_device(u)))
         return self.gaussian.colour(w + self.vae.sigma * eps).astype(np.float32)
 

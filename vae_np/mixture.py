@@ -27,9 +27,12 @@ class Mixture:
 
         weights_k = (n_k + 1) / (N + K)     covariances_k = (scatter_k + shrinkage C) / (n_k + shrinkage)
 
-    These maximise the likelihood times a Dirichlet and inverse-Wishart prior (Fraley and Raftery 2007), so what
-    never falls is `objective` = log likelihood + sum_k [log weights_k - shrinkage/2 (log det covariances_k +
-    trace(covariances_k^-1 C))]. fit leaves it in `rise`, an entry for every E step, in nats per code.
+    These maximise the likelihood times a Dirichlet and inverse-Wishart prior (Fraley and Raftery 2007), so what never
+    falls is the log likelihood with a penalty that keeps the covariances near C,
+
+        objective = sum_n log p(z_n) + sum_k [log weights_k - shrinkage KL(N(0, C) || N(0, covariances_k))]
+
+    fit leaves it in `rise`, an entry for every E step, in nats per code.
     """
 
     name = "mixture"
@@ -70,10 +73,16 @@ class Mixture:
         return cls((counts + 1) / (len(codes) + len(counts)), means, np.stack(covariances))
 
     def log_penalty(self, whole, shrinkage):
-        """What the objective adds to the log likelihood; trace(A^-1 L L^T) = |A's whitening of L|^2."""
-        traces = [np.square(component.inverse_factor @ whole.factor).sum() for component in self.components]
-        determinants = [2 * component.log_determinant for component in self.components]
-        return np.log(self.weights).sum() - 0.5 * shrinkage * (np.sum(determinants) + np.sum(traces))
+        """What the objective adds to the log likelihood, with C the covariance of `whole`.
+
+        KL(N(0, C) || N(0, S)) = 1/2 [trace(S^-1 C) - Z + log det S - log det C]; with C = L L^T and S = M M^T, the
+        trace is |M^-1 L|^2, the sum of all squares.
+        """
+        divergence = 0.0
+        for component in self.components:
+            trace = np.square(component.inverse_factor @ whole.factor).sum()
+            divergence += 0.5 * (trace - len(whole.mean)) + component.log_determinant - whole.log_determinant
+        return np.log(self.weights).sum() - shrinkage * divergence
 
     @staticmethod
     def shapes(latent_dim):
