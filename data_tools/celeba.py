@@ -70,21 +70,28 @@ def to_rgb(image):
     return image.convert("RGB")
 
 
+def cut(image, crop, size, name):
+    """The central square of an image of any mode, scaled to uint8 (size, size, 3). name is what errors call the image.
+
+    Raises DatasetError if the square is larger than the image.
+    """
+    if crop != "none" and min(image.size) < crop:
+        raise DatasetError(f"{name} has {image.width}x{image.height} pixels, too few for a crop of {crop}; "
+                           "choose a smaller --crop, or none")
+    if image.mode != "RGB":
+        image = to_rgb(image)
+    box = crop_box(image.width, image.height, crop)
+    # Cut first: resize(box=...) would let the filter see pixels outside the square, as torchvision's recipes do not.
+    return np.asarray(image.crop(box).resize((size, size), Image.Resampling.BILINEAR))
+
+
 def decode(file, crop, size):
     """Decode, crop and scale an image file: uint8 (size, size, 3), and whether it had to be converted to RGB.
 
     Raises DatasetError, naming the file.
     """
     image = read_image(file)
-    converted = image.mode != "RGB"
-    if crop != "none" and min(image.size) < crop:
-        raise DatasetError(f"{file} has {image.width}x{image.height} pixels, too few for a crop of {crop}; "
-                           "choose a smaller --crop, or none")
-    if converted:
-        image = to_rgb(image)
-    box = crop_box(image.width, image.height, crop)
-    # Cut first: resize(box=...) would let the filter see pixels outside the square, as torchvision's recipes do not.
-    return np.asarray(image.crop(box).resize((size, size), Image.Resampling.BILINEAR)), converted
+    return cut(image, crop, size, file), image.mode != "RGB"
 
 
 def decode_rows(start, stop, files, images_path, crop, size):
