@@ -30,6 +30,7 @@ import numpy as np
 from vae_np import checkpoint
 from vae_np.backend import to_cpu
 from vae_np.errors import CheckpointError, InputError
+from vae_np.files import replacing
 from vae_np.range_coder import COIN, Decoder, Encoder
 
 MAGIC, VERSION = b"z", b"1"
@@ -129,6 +130,18 @@ class Codec:
             raise InputError(f"{name} holds no code of a face")
         return np.array(values, np.int64)
 
+    def write(self, path, values):
+        """Write the whole numbers (Z,) of one face to a .vaez file, whole or not at all; return its size in bytes."""
+        content = self.pack(values)
+        with replacing(path) as partial:
+            partial.write_bytes(content)
+        return len(content)
+
+    def read(self, path):
+        """The whole numbers (Z,) of a .vaez file. Raises InputError if it is none, and OSError if it is not there."""
+        with open(path, "rb") as file:
+            return self.unpack(file.read(HEADER + MOST_BYTES * len(self.tables) + 1), path)
+
     def _checksum(self, code):
         return zlib.crc32(self.fingerprint + code).to_bytes(4, "big")
 
@@ -141,14 +154,14 @@ class Codec:
     def load(cls, path, model):
         """What `save` wrote. Raises CheckpointError if it is missing, damaged, or belongs to another model."""
         if not path.is_file():
-            raise CheckpointError(f"there is no codec {path}")
+            raise CheckpointError(f"there is no codec {path}; fit one, or copy the one that the files were made with")
         try:
             arrays, info = checkpoint.load(path)
             if info["codec_of"] == fingerprint_of(model):
                 return cls(model, info["step"], **checked(arrays, info["step"], model.latent_dim))
         except (CheckpointError, KeyError, TypeError, ValueError):
-            raise CheckpointError(f"{path} is damaged, of another version, or no codec") from None
-        raise CheckpointError(f"{path} belongs to another model")
+            raise CheckpointError(f"{path} is damaged, of another version, or no codec; make it again") from None
+        raise CheckpointError(f"{path} belongs to another model; name the one that stands beside this checkpoint")
 
 
 def checked(arrays, step, latent_dim):

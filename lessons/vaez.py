@@ -1,0 +1,49 @@
+"""The two commands of lesson 9: one image to a .vaez file, and one .vaez file to an image."""
+
+import argparse
+from pathlib import Path
+
+from data_tools.celeba import CROPS, crop_choice
+from data_tools.photograph import read_photograph
+from vae_np import checkpoint
+from vae_np import images as pictures
+from vae_np.codec import HEADER, Codec
+from vae_np.data import to_float
+from vae_np.metrics import psnr
+
+
+def add_commands(parser):
+    """Add `encode IN OUT` and `decode IN OUT` to a parser that has --checkpoint already; args.command tells which."""
+    commands = parser.add_subparsers(dest="command", metavar="encode | decode", help="one file, instead of the lesson")
+    for name, source, target in (("encode", "IN.png", "OUT.vaez"), ("decode", "IN.vaez", "OUT.png")):
+        command = commands.add_parser(name, help=f"{source} to {target}")
+        command.add_argument("source", metavar=source, type=Path)
+        command.add_argument("target", metavar=target, type=Path, help="replaced, if it is there")
+        command.add_argument("--checkpoint", metavar="FILE", type=Path, default=argparse.SUPPRESS,
+                             help=f"the trained model (default: {parser.get_default('checkpoint')})")
+        command.add_argument("--codec", metavar="FILE", type=Path, default=argparse.SUPPRESS,
+                             help="(default: codec.npz beside the checkpoint)")
+    commands.choices["encode"].add_argument("--crop", type=crop_choice, choices=CROPS, help="central square to keep, "
+                                            "in pixels, none for the whole (default: that of the dataset)")
+
+
+def run_command(args, codec_path, parser):
+    """Encode or decode one file. Ends the program with status 2 for a wrong name or where there is no codec."""
+    ending = ".vaez" if args.command == "encode" else ".png"
+    if args.target.suffix.lower() != ending:  # or else encode with swapped names would replace a picture by its code
+        parser.error(f"{args.command} writes {ending} files, and {args.target} is called otherwise")
+    model, _, info = checkpoint.load_model(args.checkpoint)
+    if not codec_path.is_file():
+        parser.error(f"there is no {codec_path}; copy it from where the checkpoint was trained, or make it, and new "
+                     f".vaez files, with: python lessons/09_compress.py --checkpoint {args.checkpoint}")
+    codec = Codec.load(codec_path, model)
+    if args.command == "decode":
+        pictures.save(args.target, model.decode(codec.dequantise(codec.read(args.source)[None]))[0])
+        print(f"{args.target}: {model.image_size}x{model.image_size} pixels")
+        return
+    crop = args.crop or info["data"]["crop"]
+    face = to_float(read_photograph(args.source, crop, model.image_size)[None])
+    values = codec.quantise(model.encode(face)[0])
+    count = codec.write(args.target, values[0])
+    quality = psnr(face, model.decode(codec.dequantise(values)))[0]
+    print(f"{args.target}: {count} bytes, {HEADER} of them the header; crop {crop}, {quality:.2f} dB")
