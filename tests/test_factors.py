@@ -147,6 +147,11 @@ def test_the_gap_is_1_for_latents_that_are_factors_and_0_after_a_rotation(rng):
     assert r_squared(turned, factors) == pytest.approx([1, 1], abs=1e-3), "though a line still finds them"
 
 
+def test_the_gap_is_between_the_best_two():
+    shares = np.array([[0.1, 0.5, 0.0], [0.7, 0.5, -0.01], [0.4, 0.2, -0.02], [0.0, 0.1, -0.01]])
+    assert mutual_information_gap(shares) == pytest.approx([0.3, 0, 0.01])
+
+
 def test_a_factor_of_two_values_has_an_entropy_of_its_own(rng):
     glasses = (rng.random((4000, 1)) < 0.3).astype(float)
     shares = information(glasses + 0.01 * rng.standard_normal((4000, 1)), glasses)
@@ -155,8 +160,8 @@ def test_a_factor_of_two_values_has_an_entropy_of_its_own(rng):
 
 def test_information_leaves_out_what_cannot_be_judged(rng):
     z = rng.standard_normal((2000, 2))
-    seen = np.where(np.arange(2000) < 700, z[:, 0], np.nan)
-    too_few = np.where(np.arange(2000) < 499, z[:, 0], np.nan)
+    order = rng.permutation(2000)
+    seen, too_few = (np.where(order < count, z[:, 0], np.nan) for count in (700, 499))
     shares = information(z, np.stack([seen, too_few, np.full(2000, 0.1)], axis=1))
     assert shares[0, 0] == pytest.approx(1, abs=0.05)
     assert np.isnan(shares[:, 1:]).all()

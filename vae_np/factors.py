@@ -34,7 +34,7 @@ def load_factors(dataset):
     if values.shape != (len(dataset), len(names)):
         raise DatasetError(f"{path} has shape {values.shape} where dataset.json promises "
                            f"{(len(dataset), len(names))}; prepare the dataset again")
-    amounts = dict(zip(names, values.T.copy(), strict=True))
+    amounts = dict(zip(names, values.T, strict=True))
     for column, name in enumerate(names):
         if name in VISIBLE_WITH:
             values[amounts[VISIBLE_WITH[name]] <= 0, column] = np.nan

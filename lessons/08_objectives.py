@@ -1,0 +1,179 @@
+"""Lesson 8: what the weight of the KL divergence does, on small models: rate, distortion, collapse and its cures.
+
+You will learn to place every setting on one plane, that beta and the sigma of a pixel are one knob, why a loss that is
+averaged over pixels collapses, what warm-up, cycles, free bits and a calibrated sigma do about it, and what codes know.
+"""
+
+# %% Settings
+import math
+import time
+
+from common import add_data, command_line, encode_all, open_dataset, parse, require
+
+import numpy as np
+
+import objectives
+from vae_np import VAE
+from vae_np import images as pictures
+from vae_np.backend import to_cpu, to_device
+from vae_np.command import POSITIVE
+from vae_np.data import to_float
+from vae_np.factors import information, linear_r_squared, load_factors, mutual_information_gap
+from vae_np.losses import Gaussian
+from vae_np.metrics import PrincipalComponents, active_units, evaluate, kl_per_dimension, psnr
+from vae_np.train import Settings, Trainer
+
+parser = command_line(__doc__, "runs/08_objectives")
+add_data(parser)
+parser.add_argument("--epochs", type=POSITIVE, default=6, help="of each model")
+parser.add_argument("--limit", type=POSITIVE, default=3000, metavar="N", help="the first N training images only")
+parser.add_argument("--latent-dim", type=POSITIVE, default=32, help="numbers in the code of a face")
+parser.add_argument("--channels", type=POSITIVE, nargs="+", default=[16, 32, 64], help="of the encoder's convolutions")
+args = parse(parser)
+full = open_dataset(args.data)
+SIGMA = 1 / 8  # of a pixel's grey value: the yardstick of this lesson
+
+
+# %% Small faces
+# 14 models in a few minutes: the faces are made small, by averaging blocks of pixels, and kept in memory.
+split = full.held_out()
+small = objectives.SmallFaces(full, {"train": args.limit, "validation": 64} | {split: 1000})
+train, held_out = small.split("train"), small.split(split)
+require(train, args.latent_dim + 1, "training")
+require(held_out, 6, "held-out")
+pixels = train[0].size
+print(f"{full}\n{len(train):,} training images and {len(held_out):,} of the {split} split, at {train.shape[1:3]}")
+
+# %% One knob
+# A Gaussian with deviation sigma gives recon = error / (2 sigma^2) + constant, where error is the squared error summed
+# over an image. So recon + beta KL, times sigma^2, is error / 2 + beta sigma^2 KL + constant: only beta sigma^2
+# matters. beta 4 at sigma 1/8 and beta 1 at sigma 1/4 want the same model. Their gradients differ by the factor 4, to
+# the last bit, since 4 is a power of two; and Adam divides by the size of the gradient.
+model = VAE(small.image_size, args.channels, args.latent_dim, seed=0)
+x = to_device(to_float(train[:16]))
+eps = to_device(np.random.default_rng(0).standard_normal((len(x), args.latent_dim), dtype=np.float32))
+model.loss_and_gradient(x, eps, Gaussian(SIGMA), beta=4)
+gradient = to_cpu(model.grads).copy()
+model.loss_and_gradient(x, eps, Gaussian(2 * SIGMA), beta=1)
+assert np.array_equal(gradient, 4 * to_cpu(model.grads))
+print(f"beta 4, sigma {SIGMA} and beta 1, sigma {2 * SIGMA}: all {gradient.size:,} derivatives differ by 4 exactly")
+
+# %% Fourteen objectives
+# sigma is 1/8 where nothing else is said, and beta rises from 0 over the first epoch, but in "no warm-up". Two of them
+# are often met: error + KL, the squared error summed over the pixels, is beta 32 here, for 1 / (2 sigma^2) = 32. The
+# squared error averaged over the pixels, plus KL, looks alike and weighs KL by as much more as an image has numbers.
+# It is the same as sigma = sqrt(numbers / 2) and beta 1: a pixel that may be anything.
+MEAN = {"sigma": math.sqrt(pixels / 2)}
+HALF, CYCLES = {"beta_warmup_epochs": args.epochs / 2}, {"beta_cycles": 4}
+RUNS = [
+    ("beta 1/4", {"beta": 0.25}),
+    ("beta 1", {}),
+    ("beta 4", {"beta": 4}),
+    ("beta 1, sigma 1/4", {"sigma": 0.25}),
+    ("beta 32, summed error", {"beta": 32}),
+    ("beta 256", {"beta": 256}),
+    ("beta 256, no warm-up", {"beta": 256, "beta_warmup_epochs": 0}),
+    ("beta 256, 4 cycles", {"beta": 256} | CYCLES),
+    ("Bernoulli", {"likelihood": "bernoulli", "sigma": None}),
+    ("averaged error", MEAN),
+    ("averaged, long warm-up", MEAN | HALF),
+    ("averaged, 4 cycles", MEAN | CYCLES),
+    ("averaged, free bits", MEAN | {"free_bits": 0.5}),
+    ("sigma calibrated", {"likelihood": "calibrated", "sigma": None}),
+]
+
+# %% Rate and distortion
+# All models are judged on held-out faces with one ruler, whatever they were trained with. The rate R is KL: what a code
+# costs. The distortion D is the squared error of a reconstruction through a sampled code, summed over the pixels,
+# divided by 2 sigma^2 for sigma = 1/8: nats again, 0 for a perfect picture. R + D is the negative ELBO of beta 1 but
+# for a constant (Alemi et al. 2018). Negative ELBOs of other likelihoods are no such ruler: Bernoulli's recon is not
+# even the density of a picture. Where faces come with the factors that they were drawn from, how well does a linear map
+# of mu predict each (R^2), and how far is the latent that says most about it ahead of the next (MIG, Chen et al. 2018)?
+factors = load_factors(full)
+if factors is None:
+    print(f"{full.folder} does not know the factors of its faces: no R^2 and no MIG")
+else:
+    names, values = factors
+    train_factors, test_factors = (values[full.splits[part]][: len(small.split(part))] for part in ("train", split))
+
+
+def judge(model):
+    """What there is to say about a model, as a dictionary."""
+    x = to_float(held_out)
+    mu, log_var = encode_all(model, held_out)
+    z = mu + np.exp(log_var / 2) * np.random.default_rng(0).standard_normal(mu.shape, dtype=np.float32)
+    kl, error = kl_per_dimension(mu, log_var), np.square(x - model.decode(z)).sum(axis=(1, 2, 3)).mean()
+    through_mu = model.decode(mu)
+    row = {"R": kl.sum(), "D": error / (2 * SIGMA**2), "psnr": psnr(x, through_mu).mean(), "kl": np.sort(kl)[::-1],
+           "active": active_units(mu).sum(), "r2": np.full(1, np.nan), "gap": np.full(1, np.nan),
+           "faces": through_mu[:6], "samples": model.sample(6, np.random.default_rng(0))}  # fmt: skip
+    if factors is not None:
+        row["r2"] = linear_r_squared(encode_all(model, train)[0], train_factors, mu, test_factors)
+        row["gap"] = mutual_information_gap(information(z, test_factors))
+    return row
+
+
+def mean(values):
+    return np.nanmean(values) if np.isfinite(values).any() else math.nan
+
+
+rows, start = [], time.perf_counter()
+print(f"{'':29s}{'R':>7s}{'D':>8s}{'R + D':>8s}{'PSNR':>9s}{'active':>8s}{'R^2':>7s}{'MIG':>7s}")
+for number, (name, choice) in enumerate(RUNS, start=1):
+    settings = Settings(**({"epochs": args.epochs, "likelihood": "gaussian", "sigma": SIGMA, "learning_rate": 3e-3}
+                           | choice))
+    model = VAE(small.image_size, args.channels, args.latent_dim, seed=0)
+    trainer = Trainer(model, small, settings)
+    while trainer.epoch < settings.epochs:
+        trainer.train_epoch()
+    row = judge(model) | {"name": name}
+    weight = settings.beta * trainer.likelihood.sigma**2 if trainer.likelihood.sigma else None
+    row["slope"] = weight and weight / SIGMA**2  # beta, had sigma been 1/8
+    rows.append(row)
+    sigma = f", {trainer.likelihood.sigma:.3f}" if name == "sigma calibrated" else ""
+    left = (len(RUNS) / number - 1) * (time.perf_counter() - start) / 60
+    print(f"{number:2d} {name + sigma:26s}{row['R']:7.1f}{row['D']:8.0f}{row['R'] + row['D']:8.0f}{row['psnr']:6.2f} dB"
+          f"{row['active']:8d}{mean(row['r2']):7.3f}{mean(row['gap']):7.3f}   {left:.1f} min left", flush=True)
+
+# The same by the package, with other noise: recon of a Gaussian without its constant.
+constant = pixels * (math.log(SIGMA) + 0.5 * math.log(2 * math.pi))
+assert math.isclose(evaluate(model.workers, held_out, Gaussian(SIGMA))["recon"] - constant, row["D"], rel_tol=0.02)
+
+# %% What the codes know
+# Factors that move many pixels are told, those of a few pixels are not worth their nats. A factor can be told well by a
+# linear map and have no latent of its own: nothing in the objective prefers a latent to a mixture of latents.
+if factors is not None:
+    order = [k for k in np.argsort(-row["r2"]) if np.isfinite(row["r2"][k])]
+    for words, part in (("best", order[:6]), ("least", order[-6:])):
+        print(f"{row['name']} tells {words}, by R^2: " + ", ".join(f"{names[k]} {row['r2'][k]:.2f}" for k in part))
+
+# %% What a linear code could do
+# A linear encoder and decoder of Gaussian faces can be worked out: along a principal component of variance v, a code
+# that lets through an error t costs log(v / t) / 2 nats, and the best plan has the same t along all components with
+# v > t, and says nothing of the others (reverse water-filling: Cover and Thomas 2006, section 10.3). For a VAE,
+# t = beta sigma^2 (Lucas et al. 2019): more than the largest v, and all of it collapses.
+variances = PrincipalComponents(train, args.latent_dim).variances
+beyond = to_float(train).var(axis=0, dtype=np.float64).sum() - variances.sum()
+weights = {"beta 1": SIGMA**2, "beta 32": 0.5, "beta 256": 4, "averaged": MEAN["sigma"] ** 2}
+print(f"components with a variance above beta sigma^2, of {args.latent_dim}: "
+      + ", ".join(f"{name}: {(variances > t).sum()}" for name, t in weights.items()))
+
+# %% The plane
+# A point is a model; beside it are its reconstruction of a held-out face and a sample from N(0, I). An orange line is
+# what the training of a model sees as equally good: D + beta R is constant. beta says how much distortion another nat
+# of code has to save.
+curve = np.array([[0.5 * np.log(variances[variances > t] / t).sum(), beyond + np.minimum(variances, t).sum()]
+                  for t in np.geomspace(SIGMA**2 / 4, variances.max(), 60)]).T
+curve[1] /= 2 * SIGMA**2
+objectives.draw_plane(args.out / "plane.png", rows, curve, SIGMA)
+
+# %% Collapse, by dimension
+chosen = ("beta 1", "averaged error", "averaged, free bits", "sigma calibrated")
+objectives.draw_kl(args.out / "kl_by_dimension.png", [row for row in rows if row["name"] in chosen])
+blank = np.ones((1, *train.shape[1:]), np.float32)
+sheet = [("held out | new", np.concatenate([to_float(held_out[:6]), blank.repeat(7, axis=0)]))]
+for number, row in enumerate(rows, start=1):
+    sheet.append((f"{number} {row['name']}", np.concatenate([row["faces"], blank, row["samples"]])))
+pictures.save(args.out / "pictures.png", pictures.labelled_rows(sheet))
+print(f"{args.out}/plane.png, kl_by_dimension.png, pictures.png")
+

@@ -1,0 +1,78 @@
+"""What lesson 08 needs beside its subject: small faces in memory, and its charts."""
+
+import numpy as np
+
+from vae_np import images as pictures
+
+
+class SmallFaces:
+    """Stands in for a data.Dataset: the first images of some of its splits, in memory, at 32x32 or less.
+
+    counts {split: number of images}. Blocks of pixels are averaged, as often as a side can be halved.
+    """
+
+    def __init__(self, dataset, counts):
+        self.folder, self.description = dataset.folder, dataset.description
+        side = size = dataset.image_size
+        while size > 32 and size % 2 == 0:
+            size //= 2
+        self.image_size, block = size, side // size
+        self.images = {}
+        for name, count in counts.items():
+            blocks = dataset.split(name, count).reshape(-1, size, block, size, block, 3)
+            self.images[name] = np.rint(blocks.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
+
+    def split(self, name, limit=None):
+        """The uint8 images of a split, at most the first `limit`."""
+        return self.images[name][:limit]
+
+
+def tangent(ax, rate, distortion, slope):
+    """Draw a piece of the line on which D + slope * R is constant."""
+    reach = 0.3 * distortion / slope
+    rates = np.linspace(max(0, rate - reach), rate + reach, 50)
+    ax.plot(rates, distortion - slope * (rates - rate), color="tab:orange", linewidth=1)
+
+
+def draw_plane(path, rows, curve, sigma):
+    """The rate-distortion plane: a point for each model, its pictures beside it.
+
+    A row has a name, R, D, slope (beta in the units of D, or None), faces and samples, of which the first are shown.
+    curve (2, n) holds rates and distortions to compare with; sigma is the one that D is measured with.
+    """
+    chart, axes = pictures.figure(width=11, height=7)
+    ax, width, height, taken = axes[0, 0], 0.09, 0.07, []
+    points = np.array([[row["R"], row["D"]] for row in rows])
+    ax.plot(*curve, "--", color="grey", label="linear codes of Gaussian faces")
+    ax.plot([], [], color="tab:orange", label="D + beta R is constant")
+    ax.set(xscale="symlog", yscale="log", xlim=(-0.15, 4 * points[:, 0].max() + 1),
+           ylim=(points[:, 1].min() / 2.5, 6 * points[:, 1].max()), xlabel="rate R, nats per image",
+           ylabel=f"distortion D, nats per image at sigma = {sigma}")
+    places = ax.transAxes.inverted().transform(ax.transData.transform(points))
+    for number, (row, (left, bottom)) in enumerate(zip(rows, places + np.array([0.02, 0.03]), strict=True), start=1):
+        while any(abs(left - a) < 1.3 * width and abs(bottom - b) < height for a, b in taken):
+            bottom += height / 3  # until it hides none of the others
+        taken.append((left, bottom))
+        ax.annotate("", places[number - 1], (left, bottom + height / 2), "axes fraction", "axes fraction",
+                    arrowprops={"arrowstyle": "-", "color": "lightgrey"})
+        inset = ax.inset_axes([left, bottom, width, height])
+        inset.imshow(pictures.grid(np.stack([row["faces"][0], row["samples"][0]]), 2))
+        inset.axis("off")
+        inset.text(-3, 0, number, ha="right", va="top")
+        if row["slope"] is not None:
+            tangent(ax, row["R"], row["D"], row["slope"])
+    ax.plot(*points.T, "o", color="tab:blue", label="a model, judged on held-out faces")
+    ax.text(0.02, 0.02, "\n".join(f"{i} {row['name']}" for i, row in enumerate(rows, start=1)), transform=ax.transAxes)
+    ax.legend(loc="upper right")
+    pictures.save_figure(path, chart)
+
+
+def draw_kl(path, rows):
+    """A histogram for each row: its KL by dimension, sorted, on one scale."""
+    chart, axes = pictures.figure(columns=len(rows), width=3.2, height=2.8)
+    for ax, row in zip(axes[0], rows, strict=True):
+        ax.bar(range(len(row["kl"])), row["kl"])
+        ax.set(title=row["name"], xlabel="latent dimension, sorted",
+               ylim=(0, 1.05 * max(each["kl"].max() for each in rows)))
+    axes[0, 0].set(ylabel="KL, nats per image")
+    pictures.save_figure(path, chart)
