@@ -10,10 +10,9 @@ from common import add_checkpoint, command_line, encode_all, open_checkpoint, pa
 import numpy as np
 
 from vae_np import images as pictures
-from vae_np.backend import to_cpu, to_device
 from vae_np.command import POSITIVE, number_in
 from vae_np.data import to_float
-from vae_np.losses import kl_per_dimension
+from vae_np.metrics import kl_per_dimension
 
 parser = command_line(__doc__, "runs/06_interpolate")
 add_checkpoint(parser)
@@ -74,7 +73,7 @@ print(f"change from one picture to the next on the first arc: {steps.min():.4f} 
 # Take the code of one face and move a single dimension, from -3 to 3, holding the others. The dimensions with the
 # largest KL say most about a face; with one that is inactive nothing would happen.
 mu, log_var = encode_all(model, held_out[:2000])
-most = np.argsort(-to_cpu(kl_per_dimension(to_device(mu), to_device(log_var))))[:8]
+most = np.argsort(-kl_per_dimension(mu, log_var))[:8]
 rows = []
 for dimension in most:
     z = np.repeat(codes_a[:1], args.steps, axis=0)

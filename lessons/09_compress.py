@@ -20,13 +20,11 @@ from PIL import Image
 from vaez import add_commands, run_command
 
 from vae_np import images as pictures
-from vae_np.backend import to_cpu, to_device
 from vae_np.codec import HEADER, Codec
 from vae_np.command import POSITIVE, positive
 from vae_np.data import to_float
 from vae_np.errors import CheckpointError
-from vae_np.losses import kl_per_dimension
-from vae_np.metrics import PrincipalComponents, psnr, ssim
+from vae_np.metrics import PrincipalComponents, kl_per_dimension, psnr, ssim
 from vae_np.range_coder import Encoder
 
 parser = command_line(__doc__, "runs/09_compress")
@@ -115,7 +113,7 @@ steps = sorted({0.5, 1, 2, 3, 4, 6, 10, args.step})
 results["VAE"] = [measure_codec("VAE", (train_mu, train_log_var), mu, model.decode, step) for step in steps]
 ours = results["VAE"][steps.index(args.step)]
 z = mu + np.exp(log_var / 2) * np.random.default_rng(0).standard_normal(mu.shape, dtype=np.float32)
-kl = to_cpu(kl_per_dimension(to_device(mu), to_device(log_var))).sum() / math.log(2) / 8
+kl = kl_per_dimension(mu, log_var).sum() / math.log(2) / 8
 bits_back = measure("KL as bits-back", "through z", model.decode(z), kl, kl)
 
 # %% Principal components, JPEG and WebP

@@ -5,10 +5,11 @@ import math
 import numpy as np
 from tqdm import tqdm
 
+from vae_np import losses
 from vae_np.backend import to_cpu, to_device
 from vae_np.data import to_float
 from vae_np.errors import InputError
-from vae_np.losses import Bernoulli, kl_divergence, kl_per_dimension, sigmoid, squared_error
+from vae_np.losses import Bernoulli, kl_divergence, sigmoid, squared_error
 from vae_np.parallel import SHARD_SIZE
 
 
@@ -92,9 +93,8 @@ def evaluate(workers, images, likelihood, seed=0):
         return float(recon), float(kl), float(error), float(floor), psnr(on_host, through_mu).sum() / count
 
     recon, kl, error, floor, psnrs = (float(sum(parts)) for parts in zip(*workers.map(work, count), strict=True))
-    per_dimension = to_cpu(kl_per_dimension(to_device(all_mu), to_device(all_log_var)))
     return {"recon": recon, "kl": kl, "squared_error": error, "floor": floor, "psnr": psnrs,
-            "active_units": int(active_units(all_mu).sum()), "kl_per_dimension": per_dimension}
+            "active_units": int(active_units(all_mu).sum()), "kl_per_dimension": kl_per_dimension(all_mu, all_log_var)}
 
 
 def ledger(terms, likelihood, beta, image_size, latent_dim):
@@ -211,6 +211,11 @@ def importance_weighted_bound(workers, images, likelihood, k, seed=0):
         return bounds
 
     return float(np.concatenate(workers.map(work, len(images))).mean())
+
+
+def kl_per_dimension(mu, log_var):
+    """losses.kl_per_dimension for NumPy arrays: mu, log_var (N, Z) -> (Z,)."""
+    return to_cpu(losses.kl_per_dimension(to_device(mu), to_device(log_var)))
 
 
 def active_units(mu, threshold=0.01):
