@@ -113,7 +113,9 @@ print(f"the first {len(few)} images, nats per image: ELBO {-elbo['recon'] - elbo
 # Two losses with the same weight on the KL mean different things if one sums the reconstruction over pixels and the
 # other averages it, or if they charge another price for an error. The price has a name, sigma: a Gaussian with this
 # deviation would charge as many nats for the same errors. And sigma and beta are one knob, since twice the variance
-# halves what all errors cost, as a beta of 2 does to them beside the KL (metrics.ledger has the algebra).
+# halves what all errors cost, as a beta of 2 does to them beside the KL (metrics.ledger has the algebra). Of a
+# Gaussian, the bits are those of a lossless code for 8-bit images; of Bernoulli(), which takes a grey value for the
+# bias of a coin, they are not.
 print(ledger_table(terms, likelihood, info["training"]["beta"], model.image_size, model.latent_dim))
 
 # Published settings on this scale. PyTorch-VAE (models/vanilla_vae.py, configs/vae.yaml) averages the squared error and
