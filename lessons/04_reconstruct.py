@@ -22,6 +22,7 @@ from vae_np.metrics import (
     PrincipalComponents,
     evaluate,
     importance_weighted_bound,
+    ledger,
     ledger_table,
     psnr,
     sigma_of_weight,
@@ -115,8 +116,9 @@ print(f"the first {len(few)} images, nats per image: ELBO {-elbo['recon'] - elbo
 # deviation would charge as many nats for the same errors. And sigma and beta are one knob, since twice the variance
 # halves what all errors cost, as a beta of 2 does to them beside the KL (metrics.ledger has the algebra). Of a
 # Gaussian, the bits are those of a lossless code for 8-bit images; of Bernoulli(), which takes a grey value for the
-# bias of a coin, they are not.
-print(ledger_table(terms, likelihood, info["training"]["beta"], model.image_size, model.latent_dim))
+# bias of a coin, they are not, and most of its nats are the entropy of these coins, which no model can save.
+beta, size = info["training"]["beta"], model.image_size
+print(ledger_table(terms, likelihood, beta, size, model.latent_dim))
 
 # Published settings on this scale. PyTorch-VAE (models/vanilla_vae.py, configs/vae.yaml) averages the squared error and
 # weighs the KL with 0.00025. That sounds as if the KL hardly counted, and is a sigma above 1: an error from black to
@@ -124,8 +126,8 @@ print(ledger_table(terms, likelihood, info["training"]["beta"], model.image_size
 # pytorch/examples sums cross-entropy and KL: beta 1 as here. The one of keras.io averages the cross-entropy over
 # channels before it sums over pixels: with one channel beta 1, with three it would be a beta of 3. Higgins et al.
 # (2017) give beta latent_dim / D, with D numbers in an image.
-sigma = sigma_of_weight(0.00025, model.image_size)
-print(f"mean squared error + 0.00025 KL at {model.image_size}x{model.image_size} is sigma {sigma:.2f}; black taken for "
+sigma = sigma_of_weight(0.00025, size)
+print(f"mean squared error + 0.00025 KL at {size}x{size} is sigma {sigma:.2f}; black taken for "
       f"white then costs {1 / (2 * sigma**2):.2f} nats")
 
 # %% Which dimensions carry anything?
@@ -146,7 +148,7 @@ metrics = {
     "negative_elbo": loss, "recon": terms["recon"], "kl": terms["kl"], "likelihood": info["likelihood"],
     "psnr": quality["vae"][0], "ssim": quality["vae"][1], "active_units": active,
     "pca_components": len(pca.components), "pca_psnr": quality["pca"][0], "pca_ssim": quality["pca"][1],
-    "kl_per_dimension": kl[order].tolist(),
+    "kl_per_dimension": kl[order].tolist(), "ledger": ledger(terms, likelihood, beta, size, model.latent_dim),
 }  # fmt: skip
 with replacing(args.out / "metrics.json") as partial:
     partial.write_text(json.dumps(metrics, indent=1), encoding="utf-8")

@@ -300,14 +300,17 @@ def test_the_ledger_by_hand():
     rows = ledger(terms, Bernoulli(), 2.0, 16, 5)  # 768 pixel channels, a mean squared error of 0.01
     assert rows["bits_recon"] == pytest.approx(700 / 768 / 0.6931472)
     assert rows["bits_kl"] == pytest.approx(20 / 768 / 0.6931472)
+    assert rows["bits_floor"] == pytest.approx(684.64 / 768 / 0.6931472)
     assert rows["rmse"] == pytest.approx(0.1)
     assert rows["sigma"] == pytest.approx(0.5)  # 7.68 / (2 * 0.25) is 15.36, what the errors cost
     assert rows["weight_of_sum"] == pytest.approx(1.0)
     assert rows["weight_of_mean_entropy"] == pytest.approx(2 / 768)
     assert ledger(terms, Gaussian(0.5), 2.0, 16, 5)["bits_recon"] == pytest.approx(rows["bits_recon"] + math.log2(255))
     table = ledger_table(terms, Bernoulli(), 2.0, 16, 5).splitlines()
-    assert table[3].split() == ["negative", "ELBO", "720.0", f"{720 / 768 / 0.6931472:.4f}"]
+    assert table[4].split() == ["negative", "ELBO", "720.0", f"{720 / 768 / 0.6931472:.4f}"]
     assert table[-1].split()[-1] == "0.002604"
+    perfect = ledger({**terms, "floor": 700.0}, Bernoulli(), 2.0, 16, 5)
+    assert math.isnan(perfect["sigma"]), "there is no error to charge for"
 
 
 def test_losses_of_the_weights_in_the_ledger_are_the_loss_times_a_constant(rng):

@@ -327,6 +327,17 @@ def test_free_bits_keep_latents_alive(ramps):
     assert [row["active_units"] for row in active] == [0, 4]
 
 
+def test_validation_is_judged_by_what_is_minimised(ramps):
+    row = run(trainer_for(ramps, beta=2.0, beta_warmup_epochs=0, free_bits=0.4), epochs=1).history[0]
+    assert row["val_loss"] > row["val_recon"] + 2 * row["val_kl"] + 0.1
+    assert row["val_loss"] >= row["val_recon"] + 2 * 4 * 0.4 * (1 - 1e-6)
+
+
+def test_the_gaussian_keeps_the_very_sigma_of_the_settings(ramps):
+    trainer = run(trainer_for(ramps, likelihood="gaussian", sigma=0.3), epochs=2)
+    assert trainer.likelihood.sigma == 0.3
+
+
 def test_the_gaussian_takes_the_sigma_of_the_settings(ramps):
     assert trainer_for(ramps, likelihood="gaussian", sigma=0.3).likelihood.sigma == 0.3
     assert trainer_for(ramps, likelihood="gaussian").likelihood.sigma == 0.1

@@ -102,8 +102,10 @@ def ledger(terms, likelihood, beta, image_size, latent_dim):
 
     With D = 3 image_size^2 pixel channels and loss = recon + beta * kl, recon and kl summed as everywhere here:
 
-    bits_recon, bits_kl     nats / (D ln 2): bits per pixel channel. A Gaussian's density becomes the probability of an
-                            8-bit grey value with + log2(255) for recon, since neighbouring values are 1/255 apart
+    bits_...                nats / (D ln 2): bits per pixel channel. A Gaussian's density becomes the probability of an
+                            8-bit grey value with + log2(255) for recon and its floor, since neighbouring values are
+                            1/255 apart
+    floor                   what recon would be if all reconstructions were perfect
     rmse                    sqrt(squared_error / D): the typical error of a pixel channel
     sigma                   the deviation of a Gaussian that would charge as many nats for these errors,
 
@@ -118,12 +120,12 @@ def ledger(terms, likelihood, beta, image_size, latent_dim):
     weight_of_mean_entropy  beta / D                        beside the mean cross-entropy (Bernoulli only)
     """
     count = 3 * image_size**2
-    variance = terms["squared_error"] / (2 * (terms["recon"] - terms["floor"]))
-    bits = 1 / (count * math.log(2))
+    excess = terms["recon"] - terms["floor"]
+    variance = terms["squared_error"] / (2 * excess) if excess > 0 else math.nan
+    bits, grey = 1 / (count * math.log(2)), 0 if isinstance(likelihood, Bernoulli) else math.log2(255)
     rows = {
-        "recon": terms["recon"], "kl": terms["kl"],
-        "bits_recon": terms["recon"] * bits + (0 if isinstance(likelihood, Bernoulli) else math.log2(255)),
-        "bits_kl": terms["kl"] * bits,
+        "recon": terms["recon"], "floor": terms["floor"], "kl": terms["kl"], "bits_recon": terms["recon"] * bits + grey,
+        "bits_floor": terms["floor"] * bits + grey, "bits_kl": terms["kl"] * bits,
         "rmse": math.sqrt(terms["squared_error"] / count), "sigma": math.sqrt(variance),
         "weight_of_sum": 2 * variance * beta, "weight_of_mean": 2 * variance * beta / count,
         "weight_of_means": 2 * variance * beta * latent_dim / count,
@@ -146,6 +148,7 @@ def ledger_table(terms, likelihood, beta, image_size, latent_dim):
     lines = [
         f"{'':46s}{'nats per image':>16s}{'bits per pixel channel':>24s}",
         f"{f'reconstruction, {likelihood!r}':46s}{rows['recon']:16.1f}{rows['bits_recon']:24.4f}",
+        f"{'    of it, if it were perfect':46s}{rows['floor']:16.1f}{rows['bits_floor']:24.4f}",
         f"{'KL':46s}{rows['kl']:16.1f}{rows['bits_kl']:24.4f}",
         f"{'negative ELBO':46s}{total:16.1f}{bits:24.4f}",
         f"typical error of a pixel channel (0 to 1): {rows['rmse']:.4f}; a Gaussian with sigma {rows['sigma']:.4f} "

@@ -15,7 +15,7 @@ from vae_np.data import batches, kept_on_device, to_float
 from vae_np.errors import CheckpointError, DatasetError, InputError, TrainingError
 from vae_np.files import replacing
 from vae_np.images import to_uint8
-from vae_np.losses import LIKELIHOODS, free_bits, likelihood_of
+from vae_np.losses import LIKELIHOODS, CalibratedGaussian, free_bits, likelihood_of
 from vae_np.metrics import evaluate
 from vae_np.optim import Adam, beta_at, clip_gradient, cyclical_beta_at, learning_rate_at
 from vae_np.parallel import Workers
@@ -198,7 +198,7 @@ class Trainer:
             for x in batches(self.images, batch_size, epoch.order[done:]):
                 with self._whole():
                     epoch.waiting.append(self.train_step(x))
-                    if self.likelihood.sigma is not None:
+                    if isinstance(self.likelihood, CalibratedGaussian):
                         epoch.variance += self.likelihood.sigma**2 * len(x)
                 bar.update(len(x))
                 if len(epoch.waiting) == REPORT_EVERY:
@@ -208,7 +208,7 @@ class Trainer:
                 after_step()
         self._fetch()
         speed = (count - done) / (time.perf_counter() - start)
-        if self.likelihood.sigma is not None:
+        if isinstance(self.likelihood, CalibratedGaussian):
             # Held-out images are judged with the sigma of the whole epoch, not with that of its last batch.
             self.likelihood.sigma = math.sqrt(float(epoch.variance) / count)
         row, faces = self._row(epoch, speed), self.look()
@@ -227,10 +227,11 @@ class Trainer:
         # The last step of an epoch can break a model, too, and a broken model must not be saved.
         names = "recon", "kl", "psnr"
         self._check_finite([f"validation {name}" for name in names], [held_out[name] for name in names], self.adam.step)
+        kl_term, _ = free_bits(to_device(held_out["kl_per_dimension"]), self.settings.free_bits)
         # val_loss weighs KL by the beta that the epoch ended with; while beta rises, `loss` averages over smaller ones.
         return {
             "epoch": self.epoch + 1, "loss": loss, "recon": recon, "kl": kl, "beta": beta,
-            "val_loss": held_out["recon"] + beta * held_out["kl"], "val_recon": held_out["recon"],
+            "val_loss": held_out["recon"] + beta * float(kl_term), "val_recon": held_out["recon"],
             "val_kl": held_out["kl"], "val_psnr": held_out["psnr"], "images_per_second": speed,
             "gradient_norm": norm, "sigma": None if self.likelihood.sigma is None else float(self.likelihood.sigma),
             "active_units": held_out["active_units"],
