@@ -168,14 +168,14 @@ print(f"{args.out}/standard_samples.png, temperatures.png, aggregate_posterior.p
       "nearest.png")
 
 # %% What you should see
-# Samples that are faces more or less: after ten epochs of toy faces many from N(0, I) are melted. Low temperatures
-# give everybody's neighbour, high ones caricatures. The variances along principal axes stray from 1 in both directions:
-# the prior and the codes do not match. A Gaussian mends most of that: on toy faces it is worth some 30 nats, and far
-# fewer samples are melted. The mixture adds little there, and two or three nats on real faces, whose codes have more
-# shape than a mean and a covariance. The second VAE has more parameters than there are faces, and finds next to nothing
-# that the Gaussian did not: with so few codes its row of pictures is nearly the Gaussian's. The nearest training faces
-# are other people. Samples are about as far from them as reconstructions of faces that nobody can have memorised, since
-# a blurred picture is not far from any face; a copy would be at a distance near 0.
+# Samples that are faces more or less: after ten epochs of toy faces many from N(0, I) are melted. Low temperatures give
+# everybody's neighbour, high ones caricatures. The variances along principal axes stray from 1 in both directions: the
+# prior and the codes do not match. A Gaussian mends most of that: on toy faces it is worth some 30 nats, and far fewer
+# samples are melted. The mixture adds little there, and 2 to 7 nats on real faces, whose codes have more shape than a
+# mean and a covariance. The second VAE finds next to nothing that the Gaussian did not: its posterior collapses, and
+# its row of pictures is nearly the Gaussian's. The nearest training faces are other people. Samples are about as far
+# from them as reconstructions of faces that nobody can have memorised, since a blurred picture is not far from any
+# face; a copy would be at a distance near 0.
 #
 # Exercises
 # 1. Fit a Gaussian to the codes of faces that share an attribute (dataset.column("Smiling")) and sample from it.

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from chance import assert_like_draws
 
 from vae_np.backend import to_cpu, to_device
 from vae_np.code_vae import CodeVAE, TwoStage
@@ -90,6 +91,14 @@ def test_samples_lie_along_the_bend(two_stage):
     np.testing.assert_allclose(z.mean(axis=0), [0, 1], atol=0.25)
     np.testing.assert_array_equal(z, two_stage.sample(2000, np.random.default_rng(0)))
     assert not np.array_equal(z, two_stage.sample(2000, np.random.default_rng(1)))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_samples_have_the_noise_of_the_decoder(temperature):
+    values = np.zeros_like(TwoStage.fit(*bent(20, 0), np.random.default_rng(0), epochs=1).arrays["values"])
+    silent = TwoStage(values, 0.3, [1.0, -2.0], np.array([[2.0, 0.5], [0.5, 1.0]]))  # whose decoder gives 0 for all u
+    z = silent.sample(4000, np.random.default_rng(2), temperature)
+    assert_like_draws(silent.gaussian.whiten(z), 0, (0.3 * temperature) ** 2)
 
 
 def test_a_low_temperature_keeps_codes_near_a_centre(two_stage):
