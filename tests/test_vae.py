@@ -107,12 +107,13 @@ def test_everything_stays_float32(rng):
     assert {array.dtype for array in outputs} == {np.dtype("float32")}
 
 
-def test_a_beta_of_numpys_float64_does_not_make_gradients_float64(rng, monkeypatch):
+@pytest.mark.parametrize("beta", [np.float64(0.5), np.full(5, 0.5)], ids=["a number", "one for each latent"])
+def test_a_beta_of_numpys_float64_does_not_make_gradients_float64(rng, monkeypatch, beta):
     model, seen = VAE(**SMALL), []
     x, eps = batch(rng, model)
     backward = model.backward
     monkeypatch.setattr(model, "backward", lambda *gradients: seen.extend(gradients) or backward(*gradients))
-    model.loss_and_gradient(x, eps, Bernoulli(), beta=np.float64(0.5))
+    model.loss_and_gradient(x, eps, Bernoulli(), beta=beta if np.ndim(beta) == 0 else to_device(beta))
     assert {gradient.dtype for gradient in seen} == {np.dtype("float32")}
 
 
