@@ -124,8 +124,7 @@ print(ledger_table(terms, likelihood, beta, size, model.latent_dim))
 # weighs the KL with 0.00025. That sounds as if the KL hardly counted, and is a sigma above 1: an error from black to
 # white costs less than half a nat, so fine detail is not worth its code, and pictures blur. The VAE of
 # pytorch/examples sums cross-entropy and KL: beta 1 as here. The one of keras.io averages the cross-entropy over
-# channels before it sums over pixels: with one channel beta 1, with three it would be a beta of 3. Higgins et al.
-# (2017) give beta latent_dim / D, with D numbers in an image.
+# channels before it sums over pixels: with one channel beta 1, with three it would be a beta of 3.
 sigma = sigma_of_weight(0.00025, size)
 print(f"mean squared error + 0.00025 KL at {size}x{size} is sigma {sigma:.2f}; black taken for "
       f"white then costs {1 / (2 * sigma**2):.2f} nats")

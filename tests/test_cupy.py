@@ -66,9 +66,9 @@ def trainer_for(dataset, **settings):
 
 
 @counted
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_no_step_waits_for_the_device(ramps, likelihood):
-    trainer = trainer_for(ramps, likelihood=likelihood)
+@pytest.mark.parametrize("settings", [*({"likelihood": name} for name in LIKELIHOODS), {"free_bits": 0.02}], ids=str)
+def test_no_step_waits_for_the_device(ramps, settings):
+    trainer = trainer_for(ramps, **settings)
     x = to_float(trainer.images[:8])
     trainer.train_step(x)  # compiles
     with stand_in.counting() as counts:

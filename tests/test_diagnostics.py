@@ -31,6 +31,10 @@ def test_collapse(kl, active):
     (line,) = warned(rows(val_kl=[20.0, kl], active_units=[60, active]))
     assert line.startswith(f"the posterior has collapsed: {active} of 128 latents are active, KL {kl:.2f} nats; try")
     assert not warned(rows(val_kl=[20.0, 1.0], active_units=[60, 7])), "few, but enough"
+    assert not warned(rows(val_kl=[0.3, 0.37])), "it still grows"
+    assert warned(rows(val_kl=[9.0, 9.0], active_units=[1, 1]), latent_dim=4), "one of four"
+    assert not warned(rows(val_kl=[9.0, 9.0], active_units=[1, 1]), latent_dim=1), "one of one"
+    assert not warned(rows(val_kl=[9.0, 9.0], active_units=[0, 0])), "one validation image has no variance"
     assert not warned(rows(val_kl=[kl], active_units=[active])), "the first epoch has hardly begun"
     assert not warned(rows(val_kl=[kl] * 3, active_units=[active] * 3, beta=[0.2, 0.4, 0.6])), "beta is still rising"
 
@@ -41,6 +45,8 @@ def test_sigma():
     assert "sigma has risen from 0.1000 to 0.1200" in line
     (line,) = warned(rows(sigma=[1 / 255]), likelihood="calibrated")
     assert "sigma is at its smallest" in line
+    (line,) = warned(rows(sigma=[0.6, 0.55]), likelihood="calibrated")
+    assert "sigma is 0.5500, more than" in line
     assert not warned(rows(sigma=[0.1, 0.12]), likelihood="gaussian")
 
 
@@ -49,6 +55,7 @@ def test_validation_turns_upward():
     (line,) = warned(rows(val_loss=val_loss))
     assert line.startswith("validation was best after epoch 2 (90.0, now 92.0)")
     assert not warned(rows(val_loss=val_loss[:4])), "two epochs prove nothing"
+    assert not warned(rows(val_loss=[100.0, 92.0, 92.01, 92.02, 92.03])), "a plateau"
     assert not warned(rows(val_loss=val_loss, loss=[100, 90, 91, 92, 93])), "training does not improve either"
     assert not warned(rows(val_loss=val_loss, beta=[0.2, 0.4, 0.6, 0.8, 1.0])), "losses of other betas do not compare"
 

@@ -57,18 +57,24 @@ def test_plot_losses_draws_what_the_history_says(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(images, "save_figure", lambda path, chart: drawn.append(chart))
     history = [{"epoch": e, "loss": 9.0 - e, "recon": 7.0 - e, "kl": 2.0, "val_loss": 9.5 - e, "val_recon": 7.5 - e,
-                "val_kl": 2.5, "kl_largest": 5.0, "kl_90%": 4.0, "kl_median": 1.0, "kl_10%": 0.0,
-                "active_units": 10 * e, "gradient_norm": 100.0 / e} for e in (1, 2, 3)]
+                "val_kl": 2.5, "val_psnr": 20.0 + e, "val_kl_max": 5.0, "val_kl_p90": 4.0, "val_kl_median": 1.0,
+                "val_kl_p10": 0.0, "active_units": 10 * e, "gradient_norm": 100.0 / e, "sigma": 0.3 / e}
+               for e in (1, 2, 3)]
     images.plot_losses(tmp_path / "losses.png", history)
     lines = [(ax.get_title(), line) for ax in drawn[0].axes for line in ax.lines]
     curves = {(title, line.get_label()): line.get_ydata().tolist() for title, line in lines}
-    assert len(curves) == 6 + 4 + 2
+    assert len(curves) == 6 + 4 + 4
     assert curves["total", "training"] == [8, 7, 6]
     assert curves["reconstruction", "validation"] == [6.5, 5.5, 4.5]
     assert curves["KL", "validation"] == [2.5, 2.5, 2.5]
-    assert curves["KL of a latent", "90%"] == [4, 4, 4]
-    assert [line.get_ydata().tolist() for title, line in lines if title == "active latents"] == [[10, 20, 30]]
-    assert [line.get_ydata().tolist() for title, line in lines if title.startswith("norm")] == [[100, 50, 100 / 3]]
+    assert curves["KL of a latent, validation", "90% are below"] == [4, 4, 4]
+    alone = {title: line.get_ydata().tolist() for title, line in lines}
+    assert alone["PSNR, validation"] == [21, 22, 23]
+    assert alone["active latents, validation"] == [10, 20, 30]
+    assert alone["norm of the gradient"] == [100, 50, 100 / 3]
+    assert alone["sigma"] == [0.3, 0.15, 0.3 / 3]
+    images.plot_losses(tmp_path / "losses.png", [{**row, "sigma": None} for row in history])
+    assert "sigma" not in {ax.get_title() for ax in drawn[1].axes}
 
 
 def test_bars_draw_their_values_in_order_and_the_mark(tmp_path, monkeypatch):

@@ -107,8 +107,8 @@ def test_lesson_3(room):
     assert pictures_in(out) == {"losses.png", "progress.png"}
     history = history_of(out)
     assert list(history[0]) == ["epoch", "loss", "recon", "kl", "beta", "val_loss", "val_recon", "val_kl", "val_psnr",
-                                "images_per_second", "gradient_norm", "sigma", "active_units", "kl_largest", "kl_90%",
-                                "kl_median", "kl_10%"]  # fmt: skip
+                                "images_per_second", "gradient_norm", "sigma", "active_units", "val_kl_max",
+                                "val_kl_p90", "val_kl_median", "val_kl_p10"]  # fmt: skip
     assert [row["epoch"] for row in history] == ["1", "2", "3", "4", "5", "6"]
     assert float(history[-1]["recon"]) < float(history[0]["recon"])
     output = (room / "output.txt").read_text(encoding="utf-8")

@@ -249,3 +249,7 @@ def test_likelihood_of():
     assert repr(likelihood_of("bernoulli")) == "Bernoulli()"
     assert repr(likelihood_of("gaussian", 0.3)) == "Gaussian(sigma=0.3)"
     assert repr(likelihood_of("calibrated")) == "CalibratedGaussian(sigma=0.2)"
+    with pytest.raises(InputError, match=r"no likelihood 'laplace'$"):
+        likelihood_of("laplace", 0.3)
+    with pytest.raises(InputError, match=r"no likelihood 'bernoulli' with sigma 0\.3"):
+        likelihood_of("bernoulli", 0.3)

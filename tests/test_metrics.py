@@ -308,7 +308,9 @@ def test_the_ledger_by_hand():
     assert ledger(terms, Gaussian(0.5), 2.0, 16, 5)["bits_recon"] == pytest.approx(rows["bits_recon"] + math.log2(255))
     table = ledger_table(terms, Bernoulli(), 2.0, 16, 5).splitlines()
     assert table[4].split() == ["negative", "ELBO", "720.0", f"{720 / 768 / 0.6931472:.4f}"]
-    assert table[-1].split()[-1] == "0.002604"
+    assert table[-2].split()[-1] == "0.002604"
+    assert rows["beta_norm"] == pytest.approx(2 * 5 / 768)
+    assert table[-1].startswith("and 0.01302 is beta_norm")
     perfect = ledger({**terms, "floor": 700.0}, Bernoulli(), 2.0, 16, 5)
     assert math.isnan(perfect["sigma"]), "there is no error to charge for"
 

@@ -113,8 +113,10 @@ def test_beta_schedule():
 
 
 def test_beta_in_cycles():
-    assert [cyclical_beta_at(step, 4, 8) for step in range(18)] == 2 * [0, 1, 2, 3, 4, 4, 4, 4] + [0, 1]
-    betas = [cyclical_beta_at(step, 1, 10 / 3) for step in range(10)]  # three cycles in ten steps
+    assert [cyclical_beta_at(step, 16, 4, 2) for step in range(16)] == 2 * [0, 1, 2, 3, 4, 4, 4, 4]
+    betas = [cyclical_beta_at(step, 10, 1, 3) for step in range(10)]  # three cycles in ten steps
     assert [step for step in range(10) if betas[step] < betas[step - 1]] == [0, 4, 7]
     assert betas[0] == 0
     assert max(betas) == 1
+    # 10 is where the fourth of nine cycles starts, whatever the rounding of 30 / 9.
+    assert cyclical_beta_at(10, 30, 1, 9) == 0

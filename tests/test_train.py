@@ -66,10 +66,11 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(ramps):
     assert not np.array_equal(state_of(runs[0])["values"], state_of(runs[2])["values"])
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "calibrated"])
-def test_resuming_equals_not_having_stopped(ramps, tmp_path, likelihood):
-    straight = run(trainer_for(ramps, likelihood=likelihood))
-    stopped = run(trainer_for(ramps, likelihood=likelihood), epochs=1)
+@pytest.mark.parametrize("settings", [{}, {"likelihood": "gaussian", "sigma": 0.3, "free_bits": 0.02},
+                                      {"likelihood": "calibrated", "beta_cycles": 2}], ids=str)
+def test_resuming_equals_not_having_stopped(ramps, tmp_path, settings):
+    straight = run(trainer_for(ramps, **settings))
+    stopped = run(trainer_for(ramps, **settings), epochs=1)
     stopped.save(tmp_path / "checkpoint.npz")
     resumed = Trainer.resume(tmp_path / "checkpoint.npz", ramps, stopped.settings, threads=2)
     assert resumed.likelihood.sigma == stopped.likelihood.sigma
@@ -299,6 +300,11 @@ def test_cycles_take_the_place_of_the_warm_up(ramps, monkeypatch):
     assert betas == pytest.approx(3 * [0, 1, 2, 2])
 
 
+def test_too_many_cycles_for_the_steps_are_refused(ramps):
+    with pytest.raises(InputError, match="5 cycles of beta take two steps each or more, and there are 9 steps"):
+        trainer_for(ramps, epochs=3, beta_cycles=5)
+
+
 def test_free_bits_minimise_what_they_say_whatever_the_threads(ramps):
     """The step's gradient and loss, with the whole batch at once as the second opinion."""
     x, seen = to_device(to_float(ramps.split("train")[:24])), []
@@ -315,6 +321,9 @@ def test_free_bits_minimise_what_they_say_whatever_the_threads(ramps):
         terms = trainer.train_step(x)
         assert relative_error(seen[-1], expected) < 1e-5
         assert [float(term) for term in terms[:3]] == pytest.approx([float(recon), float(kl), loss], rel=1e-5)
+        cost = np.maximum(to_cpu(each), 0.02).sum()  # which rounding of the much larger recon must not hide
+        assert float(terms[2] - terms[0]) / 0.5 == pytest.approx(cost, abs=1e-3)
+        assert cost > float(kl) + 0.003
         assert seen[-1].dtype == np.float32
 
 
@@ -355,8 +364,8 @@ def test_history_watches_the_latents_and_the_gradient(ramps, likelihood):
     assert row["gradient_norm"] == pytest.approx(np.mean([float(terms[3]) for terms in norms]), rel=1e-6)
     assert row["active_units"] == terms["active_units"]
     each = np.sort(terms["kl_per_dimension"])
-    assert row["kl_largest"] == pytest.approx(each[-1], rel=1e-5)
-    assert row["kl_median"] == pytest.approx((each[1] + each[2]) / 2, rel=1e-5)
+    assert row["val_kl_max"] == pytest.approx(each[-1], rel=1e-5)
+    assert row["val_kl_median"] == pytest.approx((each[1] + each[2]) / 2, rel=1e-5)
     assert row["sigma"] == (None if likelihood == "bernoulli" else pytest.approx(float(trainer.likelihood.sigma)))
 
 

@@ -81,10 +81,10 @@ def save_figure(path, chart):
 def plot_losses(path, history):
     """Draw what train.Trainer's history (a list of dicts) says over epochs.
 
-    Above: total, reconstruction and KL, training beside validation. Below: how KL is spread over the latents, how many
-    of them are active, and the norm of the gradient.
+    Above: total, reconstruction and KL, training beside validation, and PSNR. Below, how KL is spread over the latents,
+    how many of them are active, the norm of the gradient, and sigma, if there is one.
     """
-    chart, axes = figure(rows=2, columns=3, width=4.4, height=3.2)
+    chart, axes = figure(rows=2, columns=4, width=3.8, height=3.2)
 
     def panel(ax, title, unit, curves):
         for (label, name), style in zip(curves.items(), ("o-", "s--", "^:", "v-."), strict=False):
@@ -95,11 +95,19 @@ def plot_losses(path, history):
         if len(curves) > 1:
             ax.legend()
 
-    for ax, name, title in zip(axes[0], ("loss", "recon", "kl"), ("total", "reconstruction", "KL"), strict=True):
+    for ax, name, title in zip(axes[0, :3], ("loss", "recon", "kl"), ("total", "reconstruction", "KL"), strict=True):
         panel(ax, title, "nats per image", {"training": name, "validation": f"val_{name}"})
-    panel(axes[1, 0], "KL of a latent", "nats", {name: f"kl_{name}" for name in ("largest", "90%", "median", "10%")})
-    panel(axes[1, 1], "active latents", "number", {"active": "active_units"})
-    panel(axes[1, 2], "norm of the gradient", "mean over the steps", {"norm": "gradient_norm"})
+    panel(axes[0, 3], "PSNR, validation", "dB", {"PSNR": "val_psnr"})
+    panel(axes[1, 0], "KL of a latent, validation", "nats",
+          {"largest": "val_kl_max", "90% are below": "val_kl_p90", "median": "val_kl_median", "10%": "val_kl_p10"})
+    panel(axes[1, 1], "active latents, validation", "number", {"active": "active_units"})
+    panel(axes[1, 2], "norm of the gradient", "mean over the epoch", {"norm": "gradient_norm"})
+    if history[-1]["sigma"] is None:
+        axes[1, 3].axis("off")
+    else:
+        panel(axes[1, 3], "sigma", "of a pixel channel", {"sigma": "sigma"})
+    for ax in axes[1]:
+        ax.set_ylim(bottom=0)
     save_figure(path, chart)
 
 

@@ -163,7 +163,12 @@ LIKELIHOODS = {likelihood.name: likelihood for likelihood in (Bernoulli, Gaussia
 
 
 def likelihood_of(name, sigma=None):
-    """The likelihood of a name, with a sigma where one is given. Bernoulli takes none."""
+    """The likelihood of a name, with a sigma where one is given.
+
+    Raises InputError for an unknown name, and for a sigma of Bernoulli, which has none.
+    """
+    if name not in LIKELIHOODS or (sigma is not None and name == Bernoulli.name):
+        raise InputError(f"there is no likelihood {name!r}" + (f" with sigma {sigma}" if name in LIKELIHOODS else ""))
     return LIKELIHOODS[name]() if sigma is None else LIKELIHOODS[name](sigma)
 
 

@@ -118,6 +118,7 @@ def ledger(terms, likelihood, beta, image_size, latent_dim):
     weight_of_mean          2 sigma^2 beta / D              beside its mean over them
     weight_of_means         2 sigma^2 beta latent_dim / D   beside that mean, with the KL averaged over latents, too
     weight_of_mean_entropy  beta / D                        beside the mean cross-entropy (Bernoulli only)
+    beta_norm               beta latent_dim / D             Higgins et al. 2017, "beta-VAE"
     """
     count = 3 * image_size**2
     excess = terms["recon"] - terms["floor"]
@@ -128,7 +129,7 @@ def ledger(terms, likelihood, beta, image_size, latent_dim):
         "bits_floor": terms["floor"] * bits + grey, "bits_kl": terms["kl"] * bits,
         "rmse": math.sqrt(terms["squared_error"] / count), "sigma": math.sqrt(variance),
         "weight_of_sum": 2 * variance * beta, "weight_of_mean": 2 * variance * beta / count,
-        "weight_of_means": 2 * variance * beta * latent_dim / count,
+        "weight_of_means": 2 * variance * beta * latent_dim / count, "beta_norm": beta * latent_dim / count,
     }  # fmt: skip
     return rows | ({"weight_of_mean_entropy": beta / count} if isinstance(likelihood, Bernoulli) else {})
 
@@ -161,6 +162,7 @@ def ledger_table(terms, likelihood, beta, image_size, latent_dim):
     if "weight_of_mean_entropy" in rows:
         lines += [f"    {'cross-entropy, summed over pixels':64s}{beta:12.4g}",
                   f"    {'cross-entropy, averaged over pixels and channels':64s}{rows['weight_of_mean_entropy']:12.4g}"]
+    lines.append(f"and {rows['beta_norm']:.4g} is beta_norm (Higgins et al. 2017), beta latents / pixel channels")
     return "\n".join(lines)
 
 

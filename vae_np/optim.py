@@ -98,10 +98,10 @@ def beta_at(step, beta, warmup_steps=0):
     return beta * min(1.0, step / warmup_steps) if warmup_steps else beta
 
 
-def cyclical_beta_at(step, beta, cycle_steps):
+def cyclical_beta_at(step, total_steps, beta, cycles):
     """The weight of the KL divergence in cycles: each starts again at 0, rises for one half and stays for the other.
 
     While beta is small, the code may say more, and finds a decoder that has learned to listen (Fu et al. 2019).
-    cycle_steps, the length of a cycle, need not be a whole number.
     """
-    return beta_at(step % cycle_steps, beta, cycle_steps / 2)
+    share = step * cycles % total_steps / total_steps  # of the cycle; % on whole numbers, so that none starts late
+    return beta * min(1.0, 2 * share)

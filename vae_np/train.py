@@ -22,7 +22,7 @@ from vae_np.parallel import Workers
 
 LOOK = 8  # faces and samples that are looked at after each epoch
 TERMS = ("reconstruction", "KL", "loss", "gradient")  # what a step returns; "gradient" is its norm
-KL_QUANTILES = {"largest": 1, "90%": 0.9, "median": 0.5, "10%": 0.1}  # of the latents, on validation images
+KL_QUANTILES = {"max": 1, "p90": 0.9, "median": 0.5, "p10": 0.1}  # over the latents
 REPORT_EVERY = 10  # steps, and not after each: to read a loss, the host must wait for a GPU
 
 
@@ -103,6 +103,9 @@ class Trainer:
             if not len(images):
                 raise DatasetError(f"{dataset.folder} has no {name} images; prepare a dataset that has")
         self.model, self.dataset, self.settings = model, dataset, settings
+        if 2 * settings.beta_cycles > settings.epochs * self.steps_per_epoch:
+            raise InputError(f"{settings.beta_cycles} cycles of beta take two steps each or more, and there are "
+                             f"{settings.epochs * self.steps_per_epoch} steps; try fewer")
         self.likelihood = likelihood_of(settings.likelihood, settings.sigma)
         self.workers = model.workers = Workers(model, threads)
         self.adam = Adam(model.values, model.grads)
@@ -134,7 +137,7 @@ class Trainer:
         total = s.epochs * self.steps_per_epoch
         rate = learning_rate_at(step, total, s.learning_rate, s.warmup_steps, s.final_rate_fraction)
         if s.beta_cycles:
-            return rate, cyclical_beta_at(step, s.beta, total / s.beta_cycles)
+            return rate, cyclical_beta_at(step, total, s.beta, s.beta_cycles)
         return rate, beta_at(step, s.beta, s.beta_warmup_epochs * self.steps_per_epoch)
 
     def train_step(self, x):
@@ -227,7 +230,8 @@ class Trainer:
         # The last step of an epoch can break a model, too, and a broken model must not be saved.
         names = "recon", "kl", "psnr"
         self._check_finite([f"validation {name}" for name in names], [held_out[name] for name in names], self.adam.step)
-        kl_term, _ = free_bits(to_device(held_out["kl_per_dimension"]), self.settings.free_bits)
+        each_kl = held_out["kl_per_dimension"]
+        kl_term, _ = free_bits(to_device(each_kl), self.settings.free_bits)
         # val_loss weighs KL by the beta that the epoch ended with; while beta rises, `loss` averages over smaller ones.
         return {
             "epoch": self.epoch + 1, "loss": loss, "recon": recon, "kl": kl, "beta": beta,
@@ -235,7 +239,7 @@ class Trainer:
             "val_kl": held_out["kl"], "val_psnr": held_out["psnr"], "images_per_second": speed,
             "gradient_norm": norm, "sigma": None if self.likelihood.sigma is None else float(self.likelihood.sigma),
             "active_units": held_out["active_units"],
-            **{f"kl_{name}": float(np.quantile(held_out["kl_per_dimension"], q)) for name, q in KL_QUANTILES.items()},
+            **{f"val_kl_{name}": float(np.quantile(each_kl, q)) for name, q in KL_QUANTILES.items()},
         }  # fmt: skip
 
     def look(self):
