@@ -139,8 +139,13 @@ def test_another_model_other_tables_and_another_step_are_noticed(codec, model, r
     training = posteriors(np.random.default_rng(0), 500)
     codec.unpack(content, "it")
     Codec.fit(model, *training, 2).unpack(content, "it")
-    for other in (Codec.fit(VAE(**model.settings, seed=2), *training, 2), Codec.fit(model, *training, 2.001),
-                  Codec.fit(model, *(array[1:] for array in training), 2)):
+    parts = dict(zip(("step", "scale", "lowest", "frequencies", "lengths"), (
+        codec.step, codec.scale, codec.lowest, codec.frequencies, codec.lengths), strict=True))  # fmt: skip
+    more = np.eye(1, len(codec.frequencies), dtype=np.int64)[0]
+    others = [Codec(model, **parts | {name: part}) for name, part in (
+        ("step", 2.001), ("scale", codec.scale * 1.001), ("lowest", codec.lowest - 1),
+        ("frequencies", codec.frequencies + more))]  # fmt: skip
+    for other in [Codec.fit(VAE(**model.settings, seed=2), *training, 2), *others]:
         with pytest.raises(InputError, match="it was made with another checkpoint or codec"):
             other.unpack(content, "it")
         # Should the two bytes agree by chance, the checksum is about the rest of the fingerprint, too.
@@ -195,6 +200,7 @@ def test_a_codec_is_saved_and_loaded(codec, model, tmp_path, rng):
     ("scale", lambda scale: scale[1:]),
     ("scale", lambda scale: 0 * scale),
     ("scale", lambda scale: np.nan * scale),
+    ("scale", lambda scale: np.inf * scale),
     ("scale", lambda scale: scale.astype("float32")),
     ("lowest", lambda lowest: lowest.astype(float)),
     ("lengths", lambda lengths: lengths - lengths),
