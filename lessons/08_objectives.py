@@ -102,11 +102,11 @@ def judge(model):
     x = to_float(held_out)
     mu, log_var = encode_all(model, held_out)
     z = mu + np.exp(log_var / 2) * np.random.default_rng(0).standard_normal(mu.shape, dtype=np.float32)
-    kl, error = kl_per_dimension(mu, log_var), np.square(x - model.decode(z)).sum(axis=(1, 2, 3)).mean()
-    through_mu = model.decode(mu)
-    row = {"R": kl.sum(), "D": error / (2 * SIGMA**2), "psnr": psnr(x, through_mu).mean(), "kl": np.sort(kl)[::-1],
-           "active": active_units(mu).sum(), "r2": np.full(1, np.nan), "gap": np.full(1, np.nan),
-           "faces": through_mu[:6], "samples": model.sample(6, np.random.default_rng(0))}  # fmt: skip
+    kl, y = kl_per_dimension(mu, log_var), model.decode(z)
+    row = {"R": kl.sum(), "D": np.square(x - y).sum(axis=(1, 2, 3)).mean() / (2 * SIGMA**2),
+           "psnr": psnr(x, model.decode(mu)).mean(), "kl": np.sort(kl)[::-1], "active": active_units(mu).sum(),
+           "r2": np.full(1, np.nan), "gap": np.full(1, np.nan),
+           "faces": y[:6], "samples": model.sample(6, np.random.default_rng(0))}  # fmt: skip
     if factors is not None:
         row["r2"] = linear_r_squared(encode_all(model, train)[0], train_factors, mu, test_factors)
         row["gap"] = mutual_information_gap(information(z, test_factors))
@@ -118,7 +118,7 @@ def mean(values):
 
 
 rows, start = [], time.perf_counter()
-print(f"{'':29s}{'R':>7s}{'D':>8s}{'R + D':>8s}{'PSNR':>9s}{'active':>8s}{'R^2':>7s}{'MIG':>7s}")
+print(f"{'':27s}{'beta':>6s}{'R':>7s}{'D':>7s}{'R + D':>7s}{'PSNR':>9s}{'active':>7s}{'R^2':>7s}{'MIG':>7s}")
 for number, (name, choice) in enumerate(RUNS, start=1):
     settings = Settings(**({"epochs": args.epochs, "likelihood": "gaussian", "sigma": SIGMA, "learning_rate": 3e-3}
                            | choice))
@@ -126,18 +126,19 @@ for number, (name, choice) in enumerate(RUNS, start=1):
     trainer = Trainer(model, small, settings)
     while trainer.epoch < settings.epochs:
         trainer.train_epoch()
-    row = judge(model) | {"name": name}
-    weight = settings.beta * trainer.likelihood.sigma**2 if trainer.likelihood.sigma else None
-    row["slope"] = weight and weight / SIGMA**2  # beta, had sigma been 1/8
+    row = judge(model) | {"name": name, "slope": None}
+    if trainer.likelihood.sigma is not None:
+        row["slope"] = settings.beta * (trainer.likelihood.sigma / SIGMA) ** 2  # what beta would be at sigma 1/8
     rows.append(row)
-    sigma = f", {trainer.likelihood.sigma:.3f}" if name == "sigma calibrated" else ""
     left = (len(RUNS) / number - 1) * (time.perf_counter() - start) / 60
-    print(f"{number:2d} {name + sigma:26s}{row['R']:7.1f}{row['D']:8.0f}{row['R'] + row['D']:8.0f}{row['psnr']:6.2f} dB"
-          f"{row['active']:8d}{mean(row['r2']):7.3f}{mean(row['gap']):7.3f}   {left:.1f} min left", flush=True)
+    weight = "-" if row["slope"] is None else f"{row['slope']:.5g}"
+    print(f"{number:2d} {name:24s}{weight:>6s}{row['R']:7.1f}{row['D']:7.0f}{row['R'] + row['D']:7.0f}"
+          f"{row['psnr']:6.2f} dB{row['active']:7d}{mean(row['r2']):7.3f}{mean(row['gap']):7.3f}"
+          f"   {left:.1f} min left", flush=True)
 
 # The same by the package, with other noise: recon of a Gaussian without its constant.
 constant = pixels * (math.log(SIGMA) + 0.5 * math.log(2 * math.pi))
-assert math.isclose(evaluate(model.workers, held_out, Gaussian(SIGMA))["recon"] - constant, row["D"], rel_tol=0.02)
+assert math.isclose(evaluate(model.workers, held_out, Gaussian(SIGMA))["recon"] - constant, row["D"], rel_tol=0.05)
 
 # %% What the codes know
 # Factors that move many pixels are told, those of a few pixels are not worth their nats. A factor can be told well by a
@@ -159,9 +160,9 @@ print(f"components with a variance above beta sigma^2, of {args.latent_dim}: "
       + ", ".join(f"{name}: {(variances > t).sum()}" for name, t in weights.items()))
 
 # %% The plane
-# A point is a model; beside it are its reconstruction of a held-out face and a sample from N(0, I). An orange line is
-# what the training of a model sees as equally good: D + beta R is constant. beta says how much distortion another nat
-# of code has to save.
+# A point is a model; beside it are its reconstruction of a held-out face, through a sampled code, and a sample from
+# N(0, I). An orange line joins what the training of a model sees as equally good: D + beta R is constant. beta says how
+# much distortion another nat of code has to save.
 curve = np.array([[0.5 * np.log(variances[variances > t] / t).sum(), beyond + np.minimum(variances, t).sum()]
                   for t in np.geomspace(SIGMA**2 / 4, variances.max(), 60)]).T
 curve[1] /= 2 * SIGMA**2
@@ -177,3 +178,22 @@ for number, row in enumerate(rows, start=1):
 pictures.save(args.out / "pictures.png", pictures.labelled_rows(sheet))
 print(f"{args.out}/plane.png, kl_by_dimension.png, pictures.png")
 
+
+# %% What you should see
+# Rows 3 and 4 are one model but for rounding. As beta rises from 1/4 to 256, R falls from 107 nats to 2 and pictures
+# blur; reconstructions like a high rate, samples a low one: those of beta 1 are melted, those of beta 256 faces, if
+# vague ones. Bernoulli() is between beta 4 and 32. At beta 256, 30 latents count as active and share 2 nats.
+#
+# The averaged error collapses: R is 0, and everybody gets one face. No component is worth its nats there, so this is
+# the optimum, not an accident of training, and nothing that ends at the same weight can help: neither warm-up nor
+# cycles do. Free bits help a little: of 32 half nats two are used, and beta 256 makes far more of two. Another weight
+# does: sum instead of averaging (row 5), or calibrate sigma (row 14). Warm-up is for decoders that can do without a
+# code, such as those of text (Bowman et al. 2016); here its lack costs little, even at beta 256.
+#
+# After six epochs none is at its optimum: calibrated is ahead of beta 1 in R + D, which is what beta 1 is trained on,
+# and the dashed line, fitted to training faces, ahead of all. R^2 rises with the rate; MIG is near 0 throughout.
+#
+# Exercises
+# 1. Give the averaged error free bits of 4. What do they buy, and what does a sample look like?
+# 2. Train on 16 epochs (--epochs 16). Which points move towards the dashed line, and does beta 1 catch up?
+# 3. Multiply mu by a random rotation before `information`. What happens to MIG, and what to R^2?

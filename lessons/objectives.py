@@ -29,8 +29,8 @@ class SmallFaces:
 
 def tangent(ax, rate, distortion, slope):
     """Draw a piece of the line on which D + slope * R is constant."""
-    reach = 0.3 * distortion / slope
-    rates = np.linspace(max(0, rate - reach), rate + reach, 50)
+    reach = min(0.4 * rate, 0.3 * distortion / slope)
+    rates = np.linspace(rate - reach, rate + reach, 50)
     ax.plot(rates, distortion - slope * (rates - rate), color="tab:orange", linewidth=1)
 
 
