@@ -135,6 +135,13 @@ def test_a_photograph_is_read_as_the_dataset_s_were(photograph, tmp_path, crop):
     np.testing.assert_array_equal(read_photograph(tmp_path / "a.jpg", crop, 64), expected)
 
 
+def test_the_square_is_cut_before_it_is_scaled(photograph, tmp_path):
+    photograph.save(tmp_path / "a.png")
+    square = photograph.crop((15, 35, 15 + 148, 35 + 148))
+    np.testing.assert_array_equal(read_photograph(tmp_path / "a.png", 148, 64),
+                                  np.asarray(square.resize((64, 64), Image.Resampling.BILINEAR)))
+
+
 @pytest.mark.parametrize("ending", ["png", "webp", "bmp", "gif", "tiff", "ppm"])
 def test_other_kinds_and_modes_are_read(photograph, tmp_path, ending):
     options = {"lossless": True} if ending == "webp" else {}
@@ -157,8 +164,8 @@ def test_what_is_no_photograph_is_refused(photograph, tmp_path, monkeypatch):
     photograph.save(tmp_path / "program.eps")
     content = (tmp_path / "a.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
-    for name in ("none.png", "program.eps", "cut.png"):
-        with pytest.raises(InputError, match=f"{name} cannot be read") as error:
+    for name, reason in (("none.png", ""), ("program.eps", "no image that Pillow knows"), ("cut.png", "")):
+        with pytest.raises(InputError, match=rf"{name} cannot be read \({reason}") as error:
             read_photograph(tmp_path / name, 148, 64)
         assert "\n" not in str(error.value)
     with pytest.raises(DatasetError, match=r"a.png has 178x218 pixels, too few for a crop of 200"):
