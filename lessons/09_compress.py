@@ -17,7 +17,6 @@ from common import add_checkpoint, command_line, encode_all, open_checkpoint, pa
 
 import numpy as np
 from PIL import Image
-from vaez import add_commands, run_command
 
 from vae_np import images as pictures
 from vae_np.codec import HEADER, Codec
@@ -26,6 +25,7 @@ from vae_np.data import to_float
 from vae_np.errors import CheckpointError
 from vae_np.metrics import PrincipalComponents, kl_per_dimension, psnr, ssim
 from vae_np.range_coder import Encoder
+from vaez import add_commands, run_command
 
 parser = command_line(__doc__, "runs/09_compress")
 add_checkpoint(parser)

@@ -238,7 +238,8 @@ def test_a_second_run_keeps_what_earlier_ones_left(room):
     assert (room / "again/checkpoint.npz").read_bytes() != first
 
 
-@pytest.mark.parametrize("lesson", ["04_reconstruct.py", "05_sample.py", "06_interpolate.py"])
+@pytest.mark.parametrize("lesson", ["04_reconstruct.py", "05_sample.py", "06_interpolate.py", "07_attributes.py",
+                                    "09_compress.py"])
 def test_without_a_checkpoint_the_lesson_says_what_makes_one(lesson, tmp_path):
     status, line = fail(lesson, cwd=tmp_path)
     assert status == 2

@@ -83,6 +83,9 @@ for command in (
     "04_reconstruct.py",
     "05_sample.py",
     "06_interpolate.py --steps 2 --pairs 1",
+    "07_attributes.py",
+    "08_objectives.py --epochs 1 --channels 4 8 --latent-dim 3",
+    "09_compress.py --limit 3",
 ):
     sys.argv[1:] = command.split()
     sys.argv[0] = sys.path[0] + "/" + sys.argv.pop(1)
