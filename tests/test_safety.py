@@ -84,7 +84,7 @@ for command in (
     "05_sample.py",
     "06_interpolate.py --steps 2 --pairs 1",
     "07_attributes.py",
-    "08_objectives.py --epochs 1 --channels 4 8 --latent-dim 3",
+    "08_objectives.py --epochs 8 --channels 4 8 --latent-dim 3",
     "09_compress.py --limit 3",
 ):
     sys.argv[1:] = command.split()
