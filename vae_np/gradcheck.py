@@ -25,6 +25,7 @@ from vae_np.command import OneLineParser, run
 from vae_np.conv import Conv2d, ConvTranspose2d
 from vae_np.errors import VAEError
 from vae_np.layers import Dense, Layer, LeakyReLU, Reshape, Sequential
+from vae_np.logistic import hessian, loss_and_gradient
 from vae_np.losses import (
     LIKELIHOODS,
     CalibratedGaussian,
@@ -260,12 +261,23 @@ def check_code_vae(rng):
         yield Result("ELBO of a VAE on codes, calibrated sigma", name, ELEMENTS, error)
 
 
+def check_logistic(rng, l2=0.3):
+    """The gradient of logistic regression's loss, and its second derivatives: of <u, gradient>, which are H u."""
+    x, y, (parameters, u) = rng.standard_normal((6, 3)), rng.random(6) < 0.5, rng.standard_normal((2, 4))
+    _, gradient = loss_and_gradient(parameters, x, y, l2)
+    numerical = numerical_gradient(lambda: loss_and_gradient(parameters, x, y, l2)[0], parameters)
+    yield Result("Logistic regression", "parameters", ELEMENTS, relative_error(gradient, numerical))
+    numerical = numerical_gradient(lambda: u @ loss_and_gradient(parameters, x, y, l2)[1], parameters)
+    error = relative_error(hessian(parameters, x, l2) @ u, numerical)
+    yield Result("Logistic regression, second derivatives", "parameters", ELEMENTS, error)
+
+
 def all_checks():
     """Every check by its name: {name: function(rng) -> results}."""
     layers = {kind.__name__: functools.partial(check_layer_kind, kind) for kind in layer_kinds()}
     likelihoods = {kind.__name__: functools.partial(check_likelihood, kind()) for kind in LIKELIHOODS.values()}
     return layers | likelihoods | {"KL": check_kl, "Reparameterization": check_reparameterization, "ELBO": check_elbo,
-                                  "FreeBits": check_free_bits, "CodeVAE": check_code_vae}
+                                  "FreeBits": check_free_bits, "CodeVAE": check_code_vae, "Logistic": check_logistic}
 
 
 def results_of(checks):
