@@ -41,13 +41,12 @@ require(dataset.split(split), 2, "held-out")
 _, train_mu, train_answers = codes_and_answers("train", 10_000)
 faces, mu, answers = codes_and_answers(split, 5_000)
 train_share, share = train_answers.mean(axis=0), answers.mean(axis=0)
-usable = [j for j in range(len(share)) if 0 < train_share[j] < 1 and 0 < share[j] < 1]
-column = {dataset.attribute_names[j]: j for j in usable}
+usable = (train_share > 0) & (train_share < 1) & (share > 0) & (share < 1)
+column = {name: j for j, name in enumerate(dataset.attribute_names) if usable[j]}
 chosen = [name for name in dict.fromkeys(args.attributes) if name in column]
 if not chosen:
     raise DatasetError(f"{dataset.folder}: all or none of the faces have {', '.join(args.attributes)}")
-if len(chosen) < len(set(args.attributes)):
-    print(f"left out, since all or none of the faces have it: {', '.join(sorted(set(args.attributes) - set(chosen)))}")
+print(f"directions for {', '.join(chosen)}")
 
 # %% What does the code know?
 # Logistic regression answers from a weighted sum of the code: p = sigmoid(w . mu + b). Its loss is -log p for a face
@@ -84,12 +83,11 @@ chart, axes = pictures.figure(columns=2, height=1.2 + 0.2 * len(names))
 axes[0, 0].plot(baselines, names, "|", color="black", markersize=9, label="majority baseline")
 axes[0, 0].plot(accuracies, names, "o", label="logistic regression from mu")
 axes[0, 0].set(xlabel="accuracy on held-out faces")
-axes[0, 1].axvline(0.5, linestyle="--", color="black", label="chance")
+axes[0, 0].legend(loc="lower left", bbox_to_anchor=(0, 1))
 axes[0, 1].plot(areas, names, "o")
-axes[0, 1].set(xlabel="area under the ROC curve", yticklabels=[])
+axes[0, 1].set(xlabel="area under the ROC curve (chance: 0.5)", yticklabels=[])
 for ax in axes[0]:
     ax.grid(alpha=0.3)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1))
 pictures.save_figure(args.out / "classifiers.png", chart)
 
 # %% A direction
@@ -130,9 +128,8 @@ print_effects("corrected, moves", corrected)
 
 # %% Does the picture carry it?
 # A code can be pushed anywhere; does the decoder draw it? Decode, encode the picture again ("redrawn" below), and ask
-# there. Of held-out faces without the attribute, how many are said to have it, as they are and with the corrected
-# direction added? How far must their mean code go until the answer turns: in directions, and in deviations of codes
-# along it?
+# there. How many held-out faces without the attribute are said to have it, as they are and with the corrected direction
+# added? How far must their mean code go until the answer turns: in directions, and in deviations of codes along it?
 #
 # To move an attribute from a source to a target, give the target the source's component along d. How much of d is in a
 # code? Not its dot product with d, to which everything else that varies along d adds; the classifier's weight w is
@@ -146,10 +143,8 @@ def draw(codes):
     return model.decode(codes.astype(np.float32))
 
 
-def row(groups):
-    """Groups of images side by side, with a gap between them."""
-    gap = np.ones_like(groups[0][:1])
-    return np.concatenate([images for group in groups for images in (gap, group)][1:])
+def row(groups):  # of images, with gaps between them
+    return np.concatenate([images for group in groups for images in (np.ones_like(group[:1]), group)][1:])
 
 
 print("held-out faces without the attribute: the shift that turns the answer, and how many are said to have it\n"
@@ -190,3 +185,14 @@ for file, rows in (("strengths.png", strengths), ("correction.png", correction),
 print(f"{args.out}/classifiers.png, strengths.png, correction.png, transfer.png")
 
 # %% What you should see
+# Hair, hats and sex are read with an area around 0.9 or more; what is small, or a matter of taste, near 0.6, however
+# high its accuracy where it is rare. Ten epochs of toy faces leave no smile in the code: then nothing can add one. With
+# CelebA, heavy makeup added as a difference of means moves the answer for Male by -1.3 deviations; corrected, by -0.5.
+# It is not 0, since makeup is evidence for that judge: among men and among women, who wears it scores less male. The
+# picture carries most of what the code was given. A shift below 0: the mean face is said to have it as it is. In
+# strengths.png a step of 1 changes little else; at 2, glasses become a mask and blond hair lights up the room.
+#
+# Exercises
+# 1. Correct for everything (--attributes with all names). Which directions shrink, and which names are near-synonyms?
+# 2. Move with dot products instead: (source - target) @ direction / (direction @ direction). How many are still moved?
+# 3. Fit the classifiers to 100 training faces, with l2 of 1e-3 and 1. What do accuracy and area say on either side?
