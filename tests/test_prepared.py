@@ -246,7 +246,7 @@ def test_a_killed_worker_is_reported():
 @pytest.mark.parametrize("receiver", ["this thread", "another thread"])
 def test_ctrl_c_while_workers_start_counts_at_the_end(receiver):
     done = threading.Event()
-    other = threading.Thread(target=done.wait)
+    other = threading.Thread(target=done.wait, daemon=True)
     other.start()
     finished = []
 
