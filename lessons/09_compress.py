@@ -33,7 +33,7 @@ parser.add_argument("--step", type=positive, default=2.0, help="to which codes a
 parser.add_argument("--limit", type=POSITIVE, metavar="N", default=100, help="held-out images")
 add_commands(parser)
 args = parse(parser)
-codec_path = getattr(args, "codec", args.checkpoint.with_name("codec.npz"))
+codec_path = getattr(args, "codec", args.checkpoint.parent / "codec.npz")
 if args.command:
     run_command(args, codec_path, parser)
     sys.exit()
