@@ -93,13 +93,14 @@ def plot_losses(path, history):
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
         if len(curves) > 1:
-            ax.legend()
+            ax.legend(fontsize="small")
 
     for ax, name, title in zip(axes[0, :3], ("loss", "recon", "kl"), ("total", "reconstruction", "KL"), strict=True):
         panel(ax, title, "nats per image", {"training": name, "validation": f"val_{name}"})
     panel(axes[0, 3], "PSNR, validation", "dB", {"PSNR": "val_psnr"})
     panel(axes[1, 0], "KL of a latent, validation", "nats",
-          {"largest": "val_kl_max", "90% are below": "val_kl_p90", "median": "val_kl_median", "10%": "val_kl_p10"})
+          {"largest": "val_kl_max", "90% are below": "val_kl_p90", "median": "val_kl_median",
+           "10% are below": "val_kl_p10"})
     panel(axes[1, 1], "active latents, validation", "number", {"active": "active_units"})
     panel(axes[1, 2], "norm of the gradient", "mean over the epoch", {"norm": "gradient_norm"})
     if history[-1]["sigma"] is None:
