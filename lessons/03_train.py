@@ -55,11 +55,11 @@ checkpoint_path = args.out / "checkpoint.npz"
 
 if args.resume:
     args = resumed_arguments(parser, checkpoint_path)
+names = {field.name for field in fields(Settings)}
+settings = Settings(**{name: value for name, value in vars(args).items() if name in names})
 dataset = open_dataset(args.data)
 lock = hold(args.out)  # two trainings would write over each other's checkpoints
 print(dataset)
-names = {field.name for field in fields(Settings)}
-settings = Settings(**{name: value for name, value in vars(args).items() if name in names})
 
 # %% What is minimised
 # We would like the model to give real faces a high probability, log p(x). That is an integral over all codes z, which

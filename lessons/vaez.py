@@ -32,6 +32,8 @@ def run_command(args, codec_path, parser):
     ending = ".vaez" if args.command == "encode" else ".png"
     if args.target.suffix.lower() != ending:  # or else encode with swapped names would replace a picture by its code
         parser.error(f"{args.command} writes {ending} files, and {args.target} is called otherwise")
+    if not args.checkpoint.is_file():
+        parser.error(f"there is no checkpoint {args.checkpoint}; make it with: python lessons/03_train.py")
     model, _, info = checkpoint.load_model(args.checkpoint)
     if not codec_path.is_file():
         parser.error(f"there is no {codec_path}; copy it from where the checkpoint was trained, or make it, and new "
