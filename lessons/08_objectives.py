@@ -21,6 +21,7 @@ from vae_np.data import to_float
 from vae_np.factors import information, linear_r_squared, load_factors, mutual_information_gap
 from vae_np.losses import Gaussian
 from vae_np.metrics import PrincipalComponents, active_units, evaluate, kl_per_dimension, psnr
+from vae_np.priors import draw
 from vae_np.train import Settings, Trainer
 
 parser = command_line(__doc__, "runs/08_objectives")
@@ -101,7 +102,7 @@ def judge(model):
     """What there is to say about a model, as a dictionary."""
     x = to_float(held_out)
     mu, log_var = encode_all(model, held_out)
-    z = mu + np.exp(log_var / 2) * np.random.default_rng(0).standard_normal(mu.shape, dtype=np.float32)
+    z = draw(mu, log_var, np.random.default_rng(0))
     kl, y = kl_per_dimension(mu, log_var), model.decode(z)
     row = {"R": kl.sum(), "D": np.square(x - y).sum(axis=(1, 2, 3)).mean() / (2 * SIGMA**2),
            "psnr": psnr(x, model.decode(mu)).mean(), "kl": np.sort(kl)[::-1], "active": active_units(mu).sum(),
@@ -177,7 +178,6 @@ for number, row in enumerate(rows, start=1):
     sheet.append((f"{number} {row['name']}", np.concatenate([row["faces"], blank, row["samples"]])))
 pictures.save(args.out / "pictures.png", pictures.labelled_rows(sheet))
 print(f"{args.out}/plane.png, kl_by_dimension.png, pictures.png")
-
 
 # %% What you should see
 # Rows 3 and 4 are one model but for rounding. As beta rises from 1/4 to 256, R falls from 107 nats to 2 and pictures

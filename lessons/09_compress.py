@@ -24,6 +24,7 @@ from vae_np.command import POSITIVE, positive
 from vae_np.data import to_float
 from vae_np.errors import CheckpointError
 from vae_np.metrics import PrincipalComponents, kl_per_dimension, psnr, ssim
+from vae_np.priors import draw
 from vae_np.range_coder import Encoder
 from vaez import add_commands, run_command
 
@@ -112,7 +113,7 @@ print(f"{f'{len(faces)} {split} images':27s}{'bytes':>10s}{'without header':>16s
 steps = sorted({0.5, 1, 2, 3, 4, 6, 9, 14, args.step})
 results["VAE"] = [measure_codec("VAE", (train_mu, train_log_var), mu, model.decode, step) for step in steps]
 ours = results["VAE"][steps.index(args.step)]
-z = mu + np.exp(log_var / 2) * np.random.default_rng(0).standard_normal(mu.shape, dtype=np.float32)
+z = draw(mu, log_var, np.random.default_rng(0))
 kl = kl_per_dimension(mu, log_var).sum() / math.log(2) / 8
 bits_back = measure("KL as bits-back", "through z", model.decode(z), kl, kl)
 
