@@ -65,8 +65,8 @@ pictures.save(args.out / "faces.png", pictures.labelled_rows(rows))
 # the eyes. A sample of the images will do, spread evenly over the split.
 sample = to_float(train[spread(4000, len(train))])
 mean, deviation = sample.mean(axis=0), sample.std(axis=0)
-sheet = pictures.grid(np.stack([mean, deviation / deviation.max()]), 2)
-pictures.save(args.out / "mean_and_deviation.png", sheet, scale=4)
+rows = [("mean", mean[None]), ("standard\ndeviation", (deviation / deviation.max())[None])]
+pictures.save(args.out / "mean_and_deviation.png", pictures.labelled_rows(rows, scale=3))
 print(f"standard deviation of a pixel: {deviation.min():.3f} to {deviation.max():.3f}, mean {deviation.mean():.3f}")
 print(f"PSNR of answering every face with the mean face: {psnr(to_float(held_out[:1000]), mean[None]).mean():.2f} dB")
 
@@ -92,7 +92,8 @@ assert abs(by_svd - by_package) < 0.01, "the two ways must agree"
 pca = PrincipalComponents(train[spread(10_000, len(train))], min(args.components, len(train) - 1))
 directions = pca.components[:10].reshape(-1, *mean.shape)
 scaled = 0.5 + 0.5 * directions / np.abs(directions).max(axis=(1, 2, 3), keepdims=True)
-pictures.save(args.out / "components.png", pictures.grid(scaled, 5), scale=2)
+rows = [(f"from the {start + 1}.", scaled[start : start + 5]) for start in range(0, len(scaled), 5)]
+pictures.save(args.out / "components.png", pictures.labelled_rows(rows))
 
 x = to_float(held_out[:1000])
 codes = pca.encode(x)

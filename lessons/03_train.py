@@ -31,22 +31,23 @@ default = Settings()
 parser = command_line(__doc__, "runs/03_train")
 add_data(parser)
 parser.add_argument("--epochs", type=POSITIVE, default=default.epochs, help="times through the training images")
-parser.add_argument("--batch-size", type=POSITIVE, default=default.batch_size, help="images a step")
+parser.add_argument("--batch-size", type=POSITIVE, default=default.batch_size, help="images in a step")
 parser.add_argument("--latent-dim", type=POSITIVE, default=128, help="numbers in the code of a face")
 parser.add_argument("--channels", type=POSITIVE, nargs="+", default=[32, 64, 128, 256],
-                    help="of the encoder's convolutions")
-parser.add_argument("--likelihood", default=default.likelihood, choices=LIKELIHOODS, help="of a pixel, given the code")
-parser.add_argument("--sigma", type=positive, help="of the gaussian likelihood (0.1 if not given)")
+                    help="channels of the encoder's convolutions")
+parser.add_argument("--likelihood", default=default.likelihood, choices=LIKELIHOODS,
+                    help="distribution of a pixel channel, given the code")
+parser.add_argument("--sigma", type=positive, help="deviation of the gaussian likelihood (0.1 if not given)")
 parser.add_argument("--beta", type=not_negative, default=default.beta, help="weight of the KL divergence")
 parser.add_argument("--beta-warmup", type=not_negative, default=default.beta_warmup_epochs, metavar="EPOCHS",
-                    dest="beta_warmup_epochs", help="in which beta rises from 0")
+                    dest="beta_warmup_epochs", help="epochs in which beta rises from 0")
 parser.add_argument("--beta-cycles", type=number_in(range(1000)), default=default.beta_cycles, metavar="N",
                     help="let beta rise N times over the training, instead of a warm-up")
 parser.add_argument("--free-bits", type=not_negative, default=default.free_bits, metavar="NATS",
-                    help="that each latent may cost for nothing")
+                    help="nats that each latent may cost for nothing")
 parser.add_argument("--lr", type=positive, default=default.learning_rate, dest="learning_rate",
                     help="peak of the learning rate")
-parser.add_argument("--seed", type=SEED, default=default.seed, help="of the weights, the noise and the shuffle")
+parser.add_argument("--seed", type=SEED, default=default.seed, help="seed of the weights, the noise and the shuffle")
 parser.add_argument("--limit", type=POSITIVE, metavar="N", help="use the first N training images only")
 parser.add_argument("--save-every", type=POSITIVE, metavar="STEPS", help="save within epochs, too, not only after each")
 parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")

@@ -23,7 +23,7 @@ parser = command_line(__doc__, "runs/05_sample")
 add_checkpoint(parser)
 parser.add_argument("--prior", choices=PRIORS, help="store this prior in the checkpoint, so that all samples come from "
                     "it; without, samples come from the one that is stored, or from N(0, I)")
-parser.add_argument("--seed", type=SEED, default=0, help="of the samples and the fits")
+parser.add_argument("--seed", type=SEED, default=0, help="seed of the samples and the fits")
 args = parse(parser)
 model, info, dataset = open_checkpoint(args.checkpoint, args.data)
 train, held_out = dataset.split("train"), dataset.split(dataset.held_out())
@@ -65,9 +65,9 @@ print(f"mean of z: {np.abs(mean).max():.2f} at the most in any dimension (the pr
       f"variance of z along principal axes: {strengths.min():.2f} to {strengths.max():.2f} (the prior: 1)\n"
       f"length of z: {np.linalg.norm(z, axis=1).mean():.2f}, spread {np.linalg.norm(z, axis=1).std():.2f} (the prior: "
       f"{np.linalg.norm(noise, axis=1).mean():.2f}, spread {np.linalg.norm(noise, axis=1).std():.2f})")
-# KL(N(mean, covariance) || N(0, I)) in nats: what the prior misses of the codes' mean and covariance, as one number.
+# As one number: the KL divergence to the prior of a Gaussian that has the codes' mean and covariance.
 mismatch = 0.5 * (strengths.sum() + mean @ mean - model.latent_dim - np.log(strengths).sum())
-print(f"the prior misses {mismatch:.2f} nats of the codes' mean and covariance")
+print(f"KL(N(mean of z, covariance of z) || N(0, I)): {mismatch:.2f} nats (if the codes filled the prior: 0)")
 
 chart, axes = pictures.figure(columns=3)
 axes[0, 0].hist(np.linalg.norm(z, axis=1), bins=60, density=True, alpha=0.6, label="codes of faces")

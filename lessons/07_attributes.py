@@ -18,7 +18,7 @@ DEFAULT = ["Smiling", "Eyeglasses", "Blond_Hair", "Male", "Heavy_Makeup", "Young
 parser = command_line(__doc__, "runs/07_attributes")
 add_checkpoint(parser)
 parser.add_argument("--attributes", nargs="+", metavar="NAME", default=DEFAULT,
-                    help="to add, remove and move, each with the others held")
+                    help="attributes to add, remove and move, each with the others held")
 args = parse(parser)
 model, info, dataset = open_checkpoint(args.checkpoint, args.data)
 for name in args.attributes:

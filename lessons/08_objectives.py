@@ -26,10 +26,10 @@ from vae_np.train import Settings, Trainer
 
 parser = command_line(__doc__, "runs/08_objectives")
 add_data(parser)
-parser.add_argument("--epochs", type=POSITIVE, default=6, help="of each model")
+parser.add_argument("--epochs", type=POSITIVE, default=6, help="epochs of each model")
 parser.add_argument("--limit", type=POSITIVE, default=3000, metavar="N", help="the first N training images only")
 parser.add_argument("--latent-dim", type=POSITIVE, default=32, help="numbers in the code of a face")
-parser.add_argument("--channels", type=POSITIVE, nargs="+", default=[16, 32, 64], help="of the encoder's convolutions")
+parser.add_argument("--channels", type=POSITIVE, nargs="+", default=[16, 32, 64], help="of the encoder")
 args = parse(parser)
 full = open_dataset(args.data)
 SIGMA = 1 / 8  # of a pixel's grey value: the yardstick of this lesson

@@ -30,8 +30,9 @@ from vaez import add_commands, run_command
 
 parser = command_line(__doc__, "runs/09_compress")
 add_checkpoint(parser)
-parser.add_argument("--step", type=positive, default=2.0, help="to which codes are rounded, in posterior deviations")
-parser.add_argument("--limit", type=POSITIVE, metavar="N", default=100, help="held-out images")
+parser.add_argument("--step", type=positive, default=2.0, help="width of the steps that codes are rounded to, "
+                    "in posterior deviations")
+parser.add_argument("--limit", type=POSITIVE, metavar="N", default=100, help="held-out images to compress")
 add_commands(parser)
 args = parse(parser)
 codec_path = getattr(args, "codec", args.checkpoint.parent / "codec.npz")

@@ -25,7 +25,7 @@ from vae_np.parallel import available_cores
 from vae_np.winograd import WinogradConv2d
 
 parser = command_line(__doc__, "runs/10_speed")
-parser.add_argument("--seconds", type=positive, default=1.0, help="for each measurement")
+parser.add_argument("--seconds", type=positive, default=1.0, help="seconds for each measurement")
 args = parse(parser)
 if xp is not np:
     raise SystemExit(gpu_timing.measure(args.out, args.seconds))

@@ -36,11 +36,17 @@ def one_line(kind, error, trace):
 sys.excepthook = one_line
 
 
+class Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that names the default of each option that has one."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def command_line(lesson_doc, out):
     """An argument parser with the first line of a lesson's docstring, and --out."""
-    parser = OneLineParser(description=lesson_doc.split("\n\n")[0],
-                           formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(out), metavar="DIR", help="where the pictures go")
+    parser = OneLineParser(description=lesson_doc.split("\n\n")[0], formatter_class=Defaults)
+    parser.add_argument("--out", type=Path, default=Path(out), metavar="DIR", help="folder for all that is written")
     return parser
 
 
@@ -89,11 +95,8 @@ def draw_toy_faces():
         sys.exit(status)
 
 
-def open_checkpoint(path, folder):
-    """The model of a checkpoint, its info, and a dataset to look at: the one it was trained on, or the one in `folder`.
-
-    Ends the program with status 2 where there is no checkpoint yet.
-    """
+def load_trained(path):
+    """The model of a checkpoint and its info. Ends the program with status 2 where there is no checkpoint yet."""
     if path.is_dir():
         wrong_usage(f"{path} is a folder; name the file in it, such as {path / CHECKPOINT.name}")
     if not path.is_file():
@@ -102,6 +105,12 @@ def open_checkpoint(path, folder):
         place = "" if Path("lessons").is_dir() else " (lessons run from the top of the repository)"
         wrong_usage(f"there is no checkpoint {path}; {hint}{place}")
     model, _, info = checkpoint.load_model(path)
+    return model, info
+
+
+def open_checkpoint(path, folder):
+    """load_trained, and a dataset to look at: the one that the model was trained on, or the one in `folder`."""
+    model, info = load_trained(path)
     trained_on = Path(info["data"]["folder"])
     if folder is None and not trained_on.exists():
         raise CheckpointError(f"{path} was trained on {trained_on}, which is no longer there; name one with --data")

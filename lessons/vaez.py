@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
+from common import load_trained
+
 from data_tools.celeba import CROPS, crop_choice
 from data_tools.photograph import read_photograph
-from vae_np import checkpoint
 from vae_np import images as pictures
 from vae_np.codec import HEADER, Codec
 from vae_np.data import to_float
@@ -28,13 +29,11 @@ def add_commands(parser):
 
 
 def run_command(args, codec_path, parser):
-    """Encode or decode one file. Ends the program with status 2 for a wrong name or where there is no codec."""
+    """Encode or decode one file. Ends with status 2 for a name of the wrong kind, or without a model or codec."""
     ending = ".vaez" if args.command == "encode" else ".png"
     if args.target.suffix.lower() != ending:  # or else encode with swapped names would replace a picture by its code
         parser.error(f"{args.command} writes {ending} files, and {args.target} is called otherwise")
-    if not args.checkpoint.is_file():
-        parser.error(f"there is no checkpoint {args.checkpoint}; make it with: python lessons/03_train.py")
-    model, _, info = checkpoint.load_model(args.checkpoint)
+    model, info = load_trained(args.checkpoint)
     if not codec_path.is_file():
         parser.error(f"there is no {codec_path}; copy it from where the checkpoint was trained, or make it, and new "
                      f".vaez files, with: python lessons/09_compress.py --checkpoint {args.checkpoint}")

@@ -106,7 +106,7 @@ def test_what_cannot_be_encoded_or_decoded_is_one_line(room, tmp_path):
         (["encode", "face.png", "face.png"], 2, "encode writes .vaez files, and face.png is called otherwise"),
         (["encode", "face.png", "a.vaez", "--crop", "148"], 1, "face.png has 16x16 pixels, too few for a crop of 148"),
         (["encode", "face.png"], 2, "the following arguments are required: OUT.vaez"),
-        (["encode", "face.png", "a.vaez", "--checkpoint", "none.npz"], 2, "there is no checkpoint none.npz; make it"),
+        (["encode", "face.png", "a.vaez", "--checkpoint", "none.npz"], 2, "there is no checkpoint none.npz; lesson 03"),
         (["decode", "face.png", tmp_path / "a.png"], 1, "face.png is no .vaez file"),
         (["decode", tmp_path / "empty.vaez", tmp_path / "a.png"], 1, "empty.vaez is empty"),
         (["decode", tmp_path / "cut.vaez", tmp_path / "a.png"], 1, "cut.vaez is damaged (its length is wrong)"),

@@ -135,7 +135,7 @@ def test_lesson_5(room):
     checkpoint = room / "runs/03_train/checkpoint.npz"
     content = checkpoint.read_bytes()
     output = succeed("05_sample.py", cwd=room)
-    assert "the prior misses" in output
+    assert "|| N(0, I)):" in output
     assert "samples (standard): on average" in output
     table = re.findall(r"^(\S+) +(-?[\d.]+) +(-?[\d.]+) +(-?[\d.]+) +[\d.]+$", output, re.MULTILINE)
     assert [name for name, *_ in table] == ["standard", "gaussian", "mixture", "two-stage"]
@@ -362,14 +362,16 @@ def test_ctrl_c_while_training_says_how_to_go_on(room, tmp_path):
         ("02_model.py", "--channels", "-1", "-1 is not between 1 and 999,999"),
         ("03_train.py", "--epochs", "many", "invalid whole number value: 'many'"),
         ("03_train.py", "--likelihood", "poisson", "invalid choice: 'poisson'"),
-        ("03_train.py", "--lr", "inf", "inf is not a number of 0 or more"),
-        ("03_train.py", "--lr", "0", "0 is not above 0"),
-        ("03_train.py", "--beta", "-1", "-1 is not a number of 0 or more"),
+        ("03_train.py", "--lr", "inf", "'inf' is not a number above 0"),
+        ("03_train.py", "--lr", "fast", "'fast' is not a number above 0"),
+        ("03_train.py", "--sigma", "-1", "'-1' is not a number above 0"),
+        ("03_train.py", "--beta", "-1", "'-1' is not a number of 0 or more"),
+        ("03_train.py", "--free-bits", "nan", "'nan' is not a number of 0 or more"),
         ("03_train.py", "--seed", "-1", "-1 is not between 0 and"),
         ("04_reconstruct.py", "--limit", "0", "0 is not between 1 and 999,999"),
         ("05_sample.py", "--prior", "flow", "invalid choice: 'flow'"),
         ("06_interpolate.py", "--steps", "1", "1 is not between 2 and 999"),
-        ("10_speed.py", "--seconds", "0", "0 is not above 0"),
+        ("10_speed.py", "--seconds", "0", "'0' is not a number above 0"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(lesson, flag, value, complaint, tmp_path):
@@ -377,6 +379,12 @@ def test_wrong_usage_is_one_line_and_status_2(lesson, flag, value, complaint, tm
     assert status == 2
     assert f"argument {flag}: {complaint}" in line
     assert not list(tmp_path.iterdir())
+
+
+def test_help_names_the_defaults_that_there_are(tmp_path):
+    output = succeed("03_train.py", "--help", cwd=tmp_path)
+    assert "(default: 10)" in output
+    assert "None" not in output
 
 
 def test_few_held_out_faces_are_enough_or_it_is_said(room, tmp_path):

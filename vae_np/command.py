@@ -36,20 +36,25 @@ def number_in(allowed):
 POSITIVE = number_in(range(1, 1_000_000))
 
 
+def finite_number(text, holds, words):
+    """A finite number for which holds(number) is true; words say when it is."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and holds(number)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number {words}")
+    return number
+
+
 def not_negative(text):
     """The argparse type of finite numbers of 0 or more."""
-    number = float(text)
-    if not (math.isfinite(number) and number >= 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of 0 or more")
-    return number
+    return finite_number(text, lambda number: number >= 0, "of 0 or more")
 
 
 def positive(text):
     """The argparse type of finite numbers above 0."""
-    number = not_negative(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
+    return finite_number(text, lambda number: number > 0, "above 0")
 
 
 def report(error):

@@ -119,12 +119,12 @@ def bars(path, values, unit, mark):
     """
     chart, axes = figure(width=8.0, height=1.2 + 0.4 * len(values))
     ax, (level, meaning) = axes[0, 0], mark
-    drawn = ax.barh(list(values), list(values.values()))
+    left = min(values.values()) / 4  # the shortest bar, too, has room for its number
+    for name, value in values.items():
+        ax.barh(name, value, color="tab:blue")
+        ax.text(left, name, f"  {value:,.2f}" if value < 100 else f"  {value:,.0f}", color="white", va="center")
     ax.axvline(level, color="tab:red", linestyle="--", label=meaning)
-    numbers = [f"{value:,.2f}" if value < 100 else f"{value:,.0f}" for value in values.values()]
-    ax.bar_label(drawn, numbers, padding=5, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
-    ax.set(xscale="log", xlabel=f"{unit} (logarithmic)")
-    ax.set_xlim(min(values.values()) / 3, 5 * max(level, *values.values()))  # room for the numbers beside the bars
+    ax.set(xscale="log", xlabel=f"{unit} (logarithmic)", xlim=(left, 2 * max(level, *values.values())))
     ax.invert_yaxis()
     chart.legend(loc="outside upper right")
     save_figure(path, chart)
