@@ -169,7 +169,7 @@ for name, difference, direction in zip(chosen, differences, corrected, strict=Tr
           + "".join(f"{part:{width}.0%}" for part, width in zip(yes, (8, 9, 8, 9, 8, 9, 9), strict=True)))
 
     for word, which in (("without", others), ("with", have)):
-        shown = which[spread(3, len(which))[-2:]]
+        shown = which[len(which) * np.array([1, 2]) // 3]
         groups = [np.concatenate([to_float(faces[i][None]), draw(mu[i] + np.arange(-2, 3)[:, None] * direction)])
                   for i in shown]
         strengths.append((f"{name}\n{word}: face,\n-2 to 2", row(groups)))
