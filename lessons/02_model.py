@@ -110,7 +110,8 @@ print(f"  the convolution's backward pass and this layer's forward pass differ b
 # %% What they do to a face
 # Kernels chosen by hand instead of learned. Light minus shade across a 4x4 patch answers to edges, in one direction or
 # the other. A transposed convolution with a tent of a kernel doubles a picture: 4x4 at stride 2 overlaps evenly, every
-# output pixel gets the same weight; 3x3 at stride 2 does not, and leaves a checkerboard (Odena et al. 2016).
+# output pixel gets the same weight; 3x3 at stride 2 does not, and leaves a checkerboard (Odena et al. 2016). All but
+# the rim: the zeros that pad a picture are an edge to the first, and darken what the second makes of it.
 face = to_float(draw_face(face_factors(seed=0, index=4), 64))
 gray = to_device(face.mean(axis=2)[None, :, :, None].astype(np.float64))
 edges = Conv2d(1, 2, kernel_size=4, rng=rng, stride=2, padding=1, dtype="float64")
@@ -129,7 +130,7 @@ def doubled(kernel):
 
 half = face.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3), dtype=np.float64)
 edge_maps = [np.repeat(0.5 + part[:, :, None], 3, axis=2) for part in (horizontal, vertical)]
-rows = [("face, edges", np.stack([face, *(pictures.enlarge(part, 2) for part in edge_maps)])),
+rows = [("face, edges:\nlying, upright", np.stack([face, *(pictures.enlarge(part, 2) for part in edge_maps)])),
         ("half, 4x4, 3x3", np.stack([pictures.enlarge(half, 2), doubled([1 / 4, 3 / 4, 3 / 4, 1 / 4]),
                                      doubled([2 / 3, 2 / 3, 2 / 3])]))]
 pictures.save(args.out / "convolutions.png", pictures.labelled_rows(rows, scale=3))

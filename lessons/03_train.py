@@ -187,9 +187,10 @@ print(f"{checkpoint_path}, and beside it history.csv, losses.png, progress.png\n
 
 # %% What you should see
 # The reconstruction falls quickly, then slowly. KL shoots up within the first epoch (watch the progress bar), while
-# beta is small and a code costs little, and falls from epoch to epoch until it settles: each nat must now save at least
-# one nat of reconstruction. Training and validation stay close: the model does not memorise. progress.png shows faces
-# out of fog: first the mean face, then hair and background, then expressions.
+# beta is small and a code costs little, and comes down as beta rises: each nat must now save at least one nat of
+# reconstruction. From the second epoch on it moves little, while a few latents take over what many said before (KL of a
+# latent, in losses.png). Training and validation stay close: the model does not memorise. progress.png shows faces out
+# of fog: first the mean face, then hair and background, then expressions.
 #
 # Exercises
 # 1. Train with --beta 4 and with --beta 0.25: what happens to KL, PSNR and the samples?

@@ -70,13 +70,13 @@ steps = np.sqrt(np.mean(np.diff(rows[1][1][1:-1], axis=0) ** 2, axis=(1, 2, 3)))
 print(f"change from one picture to the next on the first arc: {steps.min():.4f} to {steps.max():.4f}")
 
 # %% What does one dimension mean?
-# Take the code of one face and move a single dimension, from -3 to 3, holding the others. The dimensions with the
-# largest KL say most about a face; with one that is inactive nothing would happen.
+# Take the code of one face, the first of the last pair, and move a single dimension from -3 to 3, holding the others.
+# The dimensions with the largest KL say most about a face; with one that is inactive nothing would happen.
 mu, log_var = encode_all(model, held_out[:2000])
 most = np.argsort(-kl_per_dimension(mu, log_var))[:8]
 rows = []
 for dimension in most:
-    z = np.repeat(codes_a[:1], args.steps, axis=0)
+    z = np.repeat(codes_a[-1:], args.steps, axis=0)
     z[:, dimension] = np.linspace(-3, 3, args.steps)
     rows.append((f"z[{dimension}]\n-3 to 3", model.decode(z)))
 pictures.save(args.out / "traversals.png", pictures.labelled_rows(rows))
@@ -93,10 +93,11 @@ pictures.save_animation(args.out / "interpolation.gif", [pictures.enlarge(face, 
 print(f"{args.out}/interpolations.png, traversals.png, interpolation.gif ({len(faces)} frames)")
 
 # %% What you should see
-# Along the codes every picture is one face, whose hair grows or recedes and whose skin and pose change evenly. In the
-# middle of a cross-fade there are two. Linear and spherical ways differ little at their ends and somewhat in the
-# middle, where the linear one is closer to the mean face. Most single dimensions change several things at once: nothing
-# in the loss asks for one dimension to be one property.
+# Along the codes every picture is one face, whose hair grows or recedes and whose skin changes evenly, and its pose as
+# far as the code knows of it. No step is more than a few times another; a jump would be. In the middle of a cross-fade
+# there are two faces. Linear and spherical ways differ little at their ends and somewhat in the middle, where the
+# linear one is closer to the mean face. Most single dimensions change several things at once: nothing in the loss asks
+# for one dimension to be one property.
 #
 # Exercises
 # 1. Interpolate between a face and its mirror image (face[:, ::-1]). What turns, and what goes through the mean?

@@ -26,7 +26,7 @@ from vae_np.train import Settings, Trainer
 
 parser = command_line(__doc__, "runs/08_objectives")
 add_data(parser)
-parser.add_argument("--epochs", type=POSITIVE, default=6, help="epochs of each model")
+parser.add_argument("--epochs", type=POSITIVE, default=6, help="epochs of each of 14 models; the text is about 6")
 parser.add_argument("--limit", type=POSITIVE, default=3000, metavar="N", help="the first N training images only")
 parser.add_argument("--latent-dim", type=POSITIVE, default=32, help="numbers in the code of a face")
 parser.add_argument("--channels", type=POSITIVE, nargs="+", default=[16, 32, 64], help="of the encoder")
@@ -119,7 +119,8 @@ def mean(values):
 
 
 rows, start = [], time.perf_counter()
-print(f"{'':27s}{'beta':>6s}{'R':>7s}{'D':>7s}{'R + D':>7s}{'PSNR':>9s}{'active':>7s}{'R^2':>7s}{'MIG':>7s}")
+print("beta: at sigma 1/8, the same weight of KL beside the same errors; R^2, MIG: means over the factors\n"
+      f"{'':27s}{'beta':>6s}{'R':>7s}{'D':>7s}{'R + D':>7s}{'PSNR':>9s}{'active':>7s}{'R^2':>7s}{'MIG':>7s}")
 for number, (name, choice) in enumerate(RUNS, start=1):
     settings = Settings(**({"epochs": args.epochs, "likelihood": "gaussian", "sigma": SIGMA, "learning_rate": 3e-3}
                            | choice))
@@ -131,11 +132,10 @@ for number, (name, choice) in enumerate(RUNS, start=1):
     if trainer.likelihood.sigma is not None:
         row["slope"] = settings.beta * (trainer.likelihood.sigma / SIGMA) ** 2  # what beta would be at sigma 1/8
     rows.append(row)
-    left = (len(RUNS) / number - 1) * (time.perf_counter() - start) / 60
     weight = "-" if row["slope"] is None else f"{row['slope']:.5g}"
     print(f"{number:2d} {name:24s}{weight:>6s}{row['R']:7.1f}{row['D']:7.0f}{row['R'] + row['D']:7.0f}"
           f"{row['psnr']:6.2f} dB{row['active']:7d}{mean(row['r2']):7.3f}{mean(row['gap']):7.3f}"
-          f"   {left:.1f} min left", flush=True)
+          f"   {(len(RUNS) / number - 1) * (time.perf_counter() - start) / 60:.1f} min left", flush=True)
 
 # The same by the package, with other noise: recon of a Gaussian without its constant.
 constant = pixels * (math.log(SIGMA) + 0.5 * math.log(2 * math.pi))
@@ -180,9 +180,9 @@ pictures.save(args.out / "pictures.png", pictures.labelled_rows(sheet))
 print(f"{args.out}/plane.png, kl_by_dimension.png, pictures.png")
 
 # %% What you should see
-# Rows 3 and 4 are one model but for rounding. As beta rises from 1/4 to 256, R falls from 107 nats to 2 and pictures
-# blur; reconstructions like a high rate, samples a low one: those of beta 1 are melted, those of beta 256 faces, if
-# vague ones. Bernoulli() is between beta 4 and 32. At beta 256, 30 latents count as active and share 2 nats.
+# Rows 3 and 4 are one model but for rounding, which grows as they train. As beta rises from 1/4 to 256, R falls from
+# 107 nats to 2 and pictures blur; reconstructions like a high rate, samples a low one: those of beta 1 are melted, of
+# beta 256 vague. Bernoulli() is between beta 4 and 32. At beta 256, some 30 latents count as active and share 2 nats.
 #
 # The averaged error collapses: R is 0, and everybody gets one face. No component is worth its nats there, so this is
 # the optimum, not an accident of training, and nothing that ends at the same weight can help: neither warm-up nor
@@ -190,8 +190,8 @@ print(f"{args.out}/plane.png, kl_by_dimension.png, pictures.png")
 # does: sum instead of averaging (row 5), or calibrate sigma (row 14). Warm-up is for decoders that can do without a
 # code, such as those of text (Bowman et al. 2016); here its lack costs little, even at beta 256.
 #
-# After six epochs none is at its optimum: calibrated is ahead of beta 1 in R + D, which is what beta 1 is trained on,
-# and the dashed line, fitted to training faces, ahead of all. R^2 rises with the rate; MIG is near 0 throughout.
+# After six epochs none is at its optimum: calibrated is ahead of beta 1 in R + D, which is what that is trained on, and
+# the dashed line, fitted to training faces, ahead of all. R^2 rises with the rate; MIG is near 0.
 #
 # Exercises
 # 1. Give the averaged error free bits of 4. What do they buy, and what does a sample look like?

@@ -61,13 +61,13 @@ assert np.array_equal(Y, [[(B[i : i + 2, j : j + 2] * G).sum() for j in (0, 1)] 
 #                 and shares its rim with its neighbours. Returns nine T, a row for a tile.
 #   kernels_of    cuts kernels in the same way and takes nine_of_four: the nine U, each a matrix (4 C, F).
 #   four_of_nine  adds the nine T U up to 2x2 outputs. It writes them through a view of y that has those four in front.
-image, kernel = rng.integers(0, 10, (1, 8, 8, 1)), rng.integers(-3, 4, (4, 4, 1, 1))
+image, kernel = rng.integers(0, 10, (1, 8, 12, 1)), rng.integers(-3, 4, (4, 4, 1, 1))
 tiles, kernels = winograd.tiles_of(image, Workspace()), winograd.kernels_of(kernel, Workspace())
-print(f"8x8 pixels        tiles {tiles.shape} @ kernels {kernels.shape} = {(tiles @ kernels).shape}, 9 for each of 4\n"
-      f"                  the fifth of the nine is b1 in both directions, the middle block as it is: {tiles[4, 0]}")
+print(f"8x12 pixels       tiles {tiles.shape} @ kernels {kernels.shape} = {(tiles @ kernels).shape}, of 2x3 tiles")
+assert np.array_equal(tiles[4, 0], image[0, 1:3, 1:3].ravel()), "fifth of nine: b1 in both directions, a block as it is"
 
 # %% Backwards: the adjoints
-# t = D b, u = E g and y = A (t u). By the chain rule each matrix is transposed on the way back, with the product rule:
+# t = D b, u = E g, m = t u, y = A m. On the way back each matrix is transposed, and m has the product rule:
 #     dm = A^T dy          dg = E^T (t dm)          db = D^T (u dm)
 # A is the transpose of E, so nine_of_four and four_of_nine change places; images_of is tiles_of transposed. In
 # vae_np.winograd nobody multiplies by these matrices: each is a function that adds. Are they the same?

@@ -45,7 +45,7 @@ class Defaults(argparse.ArgumentDefaultsHelpFormatter):
 
 def command_line(lesson_doc, out):
     """An argument parser with the first line of a lesson's docstring, and --out."""
-    parser = OneLineParser(description=lesson_doc.split("\n\n")[0], formatter_class=Defaults)
+    parser = OneLineParser(f"python {sys.argv[0]}", description=lesson_doc.split("\n\n")[0], formatter_class=Defaults)
     parser.add_argument("--out", type=Path, default=Path(out), metavar="DIR", help="folder for all that is written")
     return parser
 
@@ -101,7 +101,7 @@ def load_trained(path):
         wrong_usage(f"{path} is a folder; name the file in it, such as {path / CHECKPOINT.name}")
     if not path.is_file():
         command = "python lessons/03_train.py" + ("" if path == CHECKPOINT else f" --out {path.parent}")
-        hint = f"make it with: {command}" if path.name == CHECKPOINT.name else f"lesson 03 calls it {CHECKPOINT.name}"
+        hint = f"make it with: {command}" if path.name == CHECKPOINT.name else f"lesson 03 makes {CHECKPOINT}"
         place = "" if Path("lessons").is_dir() else " (lessons run from the top of the repository)"
         wrong_usage(f"there is no checkpoint {path}; {hint}{place}")
     model, _, info = checkpoint.load_model(path)

@@ -46,8 +46,9 @@ def draw_plane(path, rows, curve, sigma):
     ax.plot(*curve, "--", color="grey", label="linear codes of Gaussian faces")
     ax.plot([], [], color="tab:orange", label="D + beta R is constant")
     ax.set(xscale="symlog", yscale="log", xlim=(-0.15, 4 * points[:, 0].max() + 1),
-           ylim=(points[:, 1].min() / 2.5, 6 * points[:, 1].max()), xlabel="rate R, nats per image",
-           ylabel=f"distortion D, nats per image at sigma = {sigma}")
+           ylim=(points[:, 1].min() / 2.5, 6 * points[:, 1].max()),
+           xlabel="rate R, nats per image (linear up to 2, then logarithmic)",
+           ylabel=f"distortion D, nats per image at sigma = {sigma} (logarithmic)")
     places = ax.transAxes.inverted().transform(ax.transData.transform(points))
     for number, (row, (left, bottom)) in enumerate(zip(rows, places + np.array([0.02, 0.03]), strict=True), start=1):
         while any(abs(left - a) < 1.3 * width and abs(bottom - b) < height for a, b in taken):
@@ -72,7 +73,7 @@ def draw_kl(path, rows):
     chart, axes = pictures.figure(columns=len(rows), width=3.2, height=2.8)
     for ax, row in zip(axes[0], rows, strict=True):
         ax.bar(range(len(row["kl"])), row["kl"])
-        ax.set(title=row["name"], xlabel="latent dimension, sorted",
+        ax.set(title=f"{row['name']}: {row['R']:.1f} nats in all", xlabel="latent dimension, sorted",
                ylim=(0, 1.05 * max(each["kl"].max() for each in rows)))
     axes[0, 0].set(ylabel="KL, nats per image")
     pictures.save_figure(path, chart)

@@ -18,7 +18,8 @@ def add_commands(parser):
     commands = parser.add_subparsers(dest="command", metavar="encode | decode", help="one file, instead of the lesson")
     for name, source, target in (("encode", "IN.png", "OUT.vaez"), ("decode", "IN.vaez", "OUT.png")):
         command = commands.add_parser(name, help=f"{source} to {target}")
-        command.add_argument("source", metavar=source, type=Path)
+        command.add_argument("source", metavar=source, type=Path,
+                             help="any picture that Pillow reads" if name == "encode" else "what encode wrote")
         command.add_argument("target", metavar=target, type=Path, help="replaced, if it is there")
         command.add_argument("--checkpoint", metavar="FILE", type=Path, default=argparse.SUPPRESS,
                              help=f"the trained model (default: {parser.get_default('checkpoint')})")
@@ -33,6 +34,8 @@ def run_command(args, codec_path, parser):
     ending = ".vaez" if args.command == "encode" else ".png"
     if args.target.suffix.lower() != ending:  # or else encode with swapped names would replace a picture by its code
         parser.error(f"{args.command} writes {ending} files, and {args.target} is called otherwise")
+    if args.step != parser.get_default("step"):
+        parser.error(f"{args.command} takes the step that {codec_path} was made for; leave --step out")
     model, info = load_trained(args.checkpoint)
     if not codec_path.is_file():
         parser.error(f"there is no {codec_path}; copy it from where the checkpoint was trained, or make it, and new "
@@ -47,4 +50,5 @@ def run_command(args, codec_path, parser):
     values = codec.quantise(model.encode(face)[0])
     count = codec.write(args.target, values[0])
     quality = psnr(face, model.decode(codec.dequantise(values)))[0]
-    print(f"{args.target}: {count} bytes, {HEADER} of them the header; crop {crop}, {quality:.2f} dB")
+    kept = "the whole picture, made square" if crop == "none" else f"crop {crop}"
+    print(f"{args.target}: {count} bytes, {HEADER} of them the header; {kept}, {quality:.2f} dB")

@@ -46,7 +46,7 @@ def test_a_face_goes_through_a_file(room, tmp_path):
     output = succeed(LESSON, "encode", room / "face.png", tmp_path / "face.vaez", cwd=room)
     size = (tmp_path / "face.vaez").stat().st_size
     assert HEADER <= size < HEADER + 30
-    assert f"face.vaez: {size} bytes, {HEADER} of them the header; crop none, " in output
+    assert f"face.vaez: {size} bytes, {HEADER} of them the header; the whole picture, made square, " in output
     output = succeed(LESSON, "decode", tmp_path / "face.vaez", tmp_path / "face.png", cwd=room)
     assert "face.png: 16x16 pixels" in output
     model, _, _ = checkpoint.load_model(room / "runs/03_train/checkpoint.npz")
@@ -105,6 +105,7 @@ def test_what_cannot_be_encoded_or_decoded_is_one_line(room, tmp_path):
         (["encode", "face.png", tmp_path / "folder.vaez"], 1, "folder.vaez"),
         (["encode", "face.png", "face.png"], 2, "encode writes .vaez files, and face.png is called otherwise"),
         (["encode", "face.png", "a.vaez", "--crop", "148"], 1, "face.png has 16x16 pixels, too few for a crop of 148"),
+        (["--step", "9", "encode", "face.png", "a.vaez"], 2, "that codec.npz was made for; leave --step out"),
         (["encode", "face.png"], 2, "the following arguments are required: OUT.vaez"),
         (["encode", "face.png", "a.vaez", "--checkpoint", "none.npz"], 2, "there is no checkpoint none.npz; lesson 03"),
         (["decode", "face.png", tmp_path / "a.png"], 1, "face.png is no .vaez file"),

@@ -249,7 +249,7 @@ def test_without_a_checkpoint_the_lesson_says_what_makes_one(lesson, tmp_path):
     status, line = fail(lesson, "--checkpoint", "runs/mine/checkpoint.npz", cwd=tmp_path)
     assert status == 2
     assert line.split("make it with: ")[1].startswith(f"python lessons/03_train.py --out {Path('runs/mine')} ")
-    assert "lesson 03 calls it checkpoint.npz" in fail(lesson, "--checkpoint", "mine.npz", cwd=tmp_path)[1]
+    assert "lesson 03 makes runs/03_train/checkpoint.npz" in fail(lesson, "--checkpoint", "mine.npz", cwd=tmp_path)[1]
     assert "is a folder; name the file in it" in fail(lesson, "--checkpoint", ".", cwd=tmp_path)[1]
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 

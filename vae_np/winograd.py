@@ -70,7 +70,7 @@ def differences_adjoint(three, blocks):
 
 
 def columns_of_rows(rows):
-    """A view (3, TH, N, 2, BW, 2 C) -> (BW, 3, TH, N, 2, 2 C): the columns of blocks in front."""
+    """A view (3, TH, N, 2, BW, 2 C) -> (BW, 3, TH, N, 2, 2 C): the BW = 2 TW + 1 columns of blocks in front."""
     return rows.transpose(4, 0, 1, 2, 3, 5)
 
 
@@ -84,9 +84,11 @@ def one_group(name, shape, dtype, workspace):
 
     shape is that of all images, (N, H, W, C). Blocks are a view (2 TH + 1, group, 2, 2 TW + 1, 2 C) with rows of blocks
     in front, where TH = H/4 and TW = W/4 count the tiles; rows (3, TH, group, 2, 2 TW + 1, 2 C) are their differences.
+    Of a block's 2x2 pixels, the axis of 2 is the upper and the lower one, that of 2 C the left and the right one.
+    `name` is the caller's own for the padded images: one of them relies on a border that stays zero.
     """
     n, h, w, c = shape
-    group = max(1, min(n, GROUP))
+    group = max(1, min(n, GROUP))  # 1 for an empty batch, too: range has no steps of 0
     padded = workspace.get(name, (group, h + 2, w + 2, c), dtype)
     blocks = padded.reshape(group, h // 2 + 1, 2, w // 2 + 1, 2 * c).swapaxes(0, 1)
     return padded, blocks, workspace.get("rows", (3, h // 4, group, 2, w // 2 + 1, 2 * c), dtype)
@@ -184,11 +186,15 @@ def in_whole_tiles(geometry, height, width):
 class WinogradConv2d(Conv2d):
     """A Conv2d that takes 9 products for 16 where it can, and computes the same numbers up to rounding.
 
-        forward    T = tiles_of(x)           U = kernels_of(weight)           y = four_of_nine(T U) + b
-        backward   D = nine_of_four(dy)      dweight = four_of_nine(T^T D)    dx = images_of(D U^T)
+        forward    T = tiles_of(x)         U = kernels_of(weight)            y = four_of_nine(T U) + b
+        backward   dM = nine_of_four(dy)   dweight = four_of_nine(T^T dM)    dx = images_of(dM U^T)
 
-    T (tiles), U (kernels), T U (products) and D (dproducts) are nine matrices each. Other kernels than 4x4 at stride 2
-    and padding 1, and images whose height or width 4 does not divide, go through Conv2d.
+    T (tiles), U (kernels), M = T U (products) and dM (dproducts) are nine matrices each, and xp.matmul of nine with
+    nine is nine products. They are numbered alike: 3 for rows times 3 for columns. On a GPU, four_of_nine also applies
+    the LeakyReLU that follows, whose slope layers.Sequential puts into self.slope; elsewhere that stays 1.
+
+    Other kernels than 4x4 at stride 2 and padding 1, and images whose height or width 4 does not divide, go through
+    Conv2d.
     """
 
     def __init__(self, *args, **kwargs):
@@ -205,7 +211,7 @@ class WinogradConv2d(Conv2d):
         self.kernels = kernels_of(self.weight.value, self.kernel_workspace)
         products = self.workspace.get("products", (3, 3, n, h // 4, w // 4, self.outputs), x.dtype)
         xp.matmul(self.tiles, self.kernels, out=products.reshape(9, -1, self.outputs))
-        y = xp.empty((n, h // 2, w // 2, self.outputs), x.dtype)
+        y = xp.empty((n, h // 2, w // 2, self.outputs), x.dtype)  # a new one: the layers after this keep it
         four_of_nine(products, quads_of(y), self.workspace, self.bias.value, self.slope)
         return y
 
@@ -213,6 +219,7 @@ class WinogradConv2d(Conv2d):
         if not self.fast:
             return super().backward_parameters(dy)
         n, h, w, _ = self.input_shape
+        # In the memory of forward's products, which the gradient of a product does not need.
         dproducts = self.workspace.get("products", (3, 3, n, h // 4, w // 4, self.outputs), dy.dtype)
         nine_of_four(quads_of(dy), dproducts, self.workspace)
         self.dproducts = dproducts.reshape(9, -1, self.outputs)
