@@ -105,7 +105,7 @@ def test_what_cannot_be_encoded_or_decoded_is_one_line(room, tmp_path):
         (["encode", "face.png", tmp_path / "folder.vaez"], 1, "folder.vaez"),
         (["encode", "face.png", "face.png"], 2, "encode writes .vaez files, and face.png is called otherwise"),
         (["encode", "face.png", "a.vaez", "--crop", "148"], 1, "face.png has 16x16 pixels, too few for a crop of 148"),
-        (["--step", "9", "encode", "face.png", "a.vaez"], 2, "that codec.npz was made for; leave --step out"),
+        (["--step", "9", "encode", "face.png", "a.vaez"], 2, "codec.npz was made for; leave --step out"),
         (["encode", "face.png"], 2, "the following arguments are required: OUT.vaez"),
         (["encode", "face.png", "a.vaez", "--checkpoint", "none.npz"], 2, "there is no checkpoint none.npz; lesson 03"),
         (["decode", "face.png", tmp_path / "a.png"], 1, "face.png is no .vaez file"),
