@@ -157,7 +157,7 @@ def test_the_profile_measures_what_the_json_measures(measured, monkeypatch):
 
 @pytest.mark.parametrize("arguments", [
     ["--batch-size", "0"], ["--batch-size", "many"], ["--steps", "0"], ["--steps", "-1"], ["--threads", "0"],
-    ["--threads", "1.5"], ["--likelihood", "poisson"], ["--profile", "yes"], ["--bath-size", "4"]])
+    ["--threads", "17"], ["--threads", "1.5"], ["--likelihood", "poisson"], ["--profile", "yes"], ["--bath-size", "4"]])
 def test_wrong_usage_is_one_line_and_status_2(arguments, capsys, monkeypatch):
     monkeypatch.setattr(benchmark, "VAE", lambda: pytest.fail("nothing may be measured"))
     with pytest.raises(SystemExit) as stopped:

@@ -116,6 +116,12 @@ def test_a_layer_without_an_example_fails(rng, monkeypatch, capsys):
     assert captured.err == line
 
 
+def test_an_example_with_float32_weights_is_named_instead_of_failing_by_a_little(rng, monkeypatch, capsys):
+    monkeypatch.setattr(gradcheck, "layer_examples", lambda rng: [(Dense(2, 2, rng), (3, 2))])
+    assert main(["--only", "Dense"]) == 1
+    assert 'Dense(2 -> 2) (all of it needs dtype="float64" in layer_examples)' in capsys.readouterr().err
+
+
 def rows(output):
     return [line for line in output.splitlines() if line.endswith(("pass", "FAIL"))]
 

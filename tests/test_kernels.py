@@ -30,7 +30,7 @@ CALLS = {
     "four_of_nine": (winograd, lambda draw: (draw(3, 3, 3, 2, 3, 5), winograd.quads_of(draw(3, 4, 6, 5)),
                                              conv.Workspace(), draw(5), 0.3)),
     "cross_entropy": (losses, lambda draw: (3 * draw(2, 4, 6, 3), abs(draw(2, 4, 6, 3)), 0.25)),
-    "adam_step": (optim, lambda draw: (draw(50), draw(50), draw(50), abs(draw(50)), 0.9, 0.99, 1e-3, 0.2, 1.5)),
+    "adam_step": (optim, lambda draw: (draw(50), 1e3 * draw(50), draw(50), 0 * draw(50), 0.9, 0.999, 1e-3, 0.2, 1.5)),
 }
 # Other geometries, and backward passes, which add no bias.
 VARIANTS = {

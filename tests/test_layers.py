@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from vae_np.backend import to_cpu, to_device
+from vae_np.errors import InputError
 from vae_np.gradcheck import check_layer, layer_examples
-from vae_np.layers import Dense, LeakyReLU, Parameter, Reshape, Sequential, bind, pack, random_weight, sum_rows
+from vae_np.layers import Dense, Layer, LeakyReLU, Parameter, Reshape, Sequential, bind, pack, random_weight, sum_rows
 
 EXAMPLES = layer_examples(np.random.default_rng(0))  # every kind of layer: a test of gradcheck sees to that
 every_layer = pytest.mark.parametrize(("layer", "shape"), EXAMPLES, ids=[type(layer).__name__ for layer, _ in EXAMPLES])
@@ -123,3 +124,33 @@ def test_reprs(rng):
     network = Sequential(Dense(6, 8, rng), LeakyReLU(0.2), Reshape(2, 4))
     assert repr(network) == "Sequential(\n  Dense(6 -> 8)\n  LeakyReLU(0.2)\n  Reshape(2, 4)\n)"
     assert repr(network.parameters[0]) == "Parameter(weight, (6, 8), float32)"
+
+
+class Shift(Layer):
+    """A layer with a bias that knows nothing of activations."""
+
+    def __init__(self, count):
+        self.bias = Parameter("bias", to_device(np.zeros(count)))
+        self.parameters = (self.bias,)
+
+    def forward(self, x):
+        return x + self.bias.value
+
+    def backward(self, dy):
+        self.bias.grad[...] = sum_rows(dy)
+        return dy
+
+
+@pytest.mark.parametrize("layer", [Shift(4), Dense(4, 4, np.random.default_rng(0), dtype="float64")], ids=repr)
+def test_sequential_applies_an_activation_whether_or_not_the_layer_before_it_can(layer, rng):
+    x = to_device(rng.standard_normal((3, 4)))
+    alone = to_cpu(layer.forward(x))
+    together = to_cpu(Sequential(layer, LeakyReLU(0.2)).forward(x))
+    assert (alone < 0).any()
+    np.testing.assert_allclose(together, np.where(alone > 0, alone, 0.2 * alone), rtol=1e-12)
+
+
+@pytest.mark.parametrize("slope", [-0.1, 1.5, math.nan])
+def test_a_slope_that_leaky_relu_cannot_have_is_refused(slope):
+    with pytest.raises(InputError, match="slope of LeakyReLU must be between 0 and 1"):
+        LeakyReLU(slope)

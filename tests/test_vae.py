@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from chance import assert_like_draws, assert_uncorrelated
 
-from vae_np import VAE
+from vae_np import VAE, backend
 from vae_np.backend import to_cpu, to_device
 from vae_np.conv import Conv2d, ConvTranspose2d
 from vae_np.errors import InputError
@@ -293,7 +293,7 @@ GOOD = np.full((2, 16, 16, 3), 0.5, np.float32)
         (GOOD[0], r"got shape \(16, 16, 3\)"),
         (GOOD[:, ::2, ::2], r"got shape \(2, 8, 8, 3\)"),
         (GOOD * np.nan, "got values from nan to nan"),
-        ([[0.5]], "got shape None"),
+        ([[0.5]], "got list"),
     ],
 )
 def test_images_of_any_other_kind_are_refused(x, complaint):
@@ -319,7 +319,7 @@ def test_one_bad_pixel_is_refused():
         (np.zeros((2, 5)), "noise as a float32 array, got float64"),
         (np.zeros((3, 5), np.float32), r"noise of shape \(2, 5\), got shape \(3, 5\)"),
         (np.zeros((2, 4), np.float32), r"noise of shape \(2, 5\), got shape \(2, 4\)"),
-        (0.0, "got shape None"),
+        (0.0, "got float"),
     ],
 )
 def test_noise_of_any_other_kind_is_refused(eps, complaint):
@@ -348,3 +348,17 @@ def test_codes_of_any_other_kind_are_refused():
 def test_settings_that_do_not_fit_are_refused(settings, complaint):
     with pytest.raises(InputError, match=complaint):
         VAE(**settings)
+
+
+def test_a_mean_over_no_images_is_refused():
+    model = VAE(16, (4, 8), 5)
+    with pytest.raises(InputError, match="there are no images to take a mean over"):
+        model.loss_and_gradient(to_device(GOOD[:0]), to_device(np.zeros((0, 5), np.float32)), Bernoulli())
+
+
+@pytest.mark.skipif(backend.NAME == "numpy", reason="all arrays are the device's")
+@pytest.mark.parametrize("move", [lambda x, eps: (x, to_device(eps)), lambda x, eps: (to_device(x), eps)])
+def test_training_refuses_arrays_of_the_host(move):
+    model = VAE(16, (4, 8), 5)
+    with pytest.raises(InputError, match=r"as arrays of cupy: use vae_np.backend.to_device"):
+        model.forward(*move(GOOD, np.zeros((2, 5), np.float32)))

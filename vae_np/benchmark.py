@@ -17,9 +17,10 @@ import numpy as np
 
 from vae_np import backend
 from vae_np.backend import to_device
-from vae_np.command import POSITIVE, OneLineParser, run
+from vae_np.command import POSITIVE, OneLineParser, number_in, run
 from vae_np.data import to_float
 from vae_np.losses import LIKELIHOODS
+from vae_np.parallel import MAX_THREADS
 from vae_np.train import Settings, Trainer
 from vae_np.vae import VAE
 
@@ -125,7 +126,8 @@ def main(arguments=None):
     parser = OneLineParser(prog="python -m vae_np.benchmark", description=__doc__.split("\n\n")[0])
     parser.add_argument("--batch-size", type=POSITIVE, default=128, metavar="N", help="images in a step (128)")
     parser.add_argument("--steps", type=POSITIVE, default=12, metavar="N", help="steps to time (12)")
-    parser.add_argument("--threads", type=POSITIVE, metavar="N", help="worker threads (one for each core)")
+    parser.add_argument("--threads", type=number_in(range(1, MAX_THREADS + 1)), metavar="N",
+                        help="worker threads (one for each core)")
     parser.add_argument("--likelihood", choices=LIKELIHOODS, default="bernoulli", help="(bernoulli)")
     parser.add_argument("--profile", action="store_true", help="print a table of the time by layer and pass")
     return run(measure, **vars(parser.parse_args(arguments)))

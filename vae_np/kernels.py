@@ -7,7 +7,8 @@ thread writes: everything is a gather, which reads wherever it must, and so need
 rounding) would change from run to run.
 
 Sizes that stay the same are constants of the compiled code, since the remainder of a division by a constant is several
-times cheaper than that of a variable, and 32-bit indices are cheaper than 64-bit ones.
+times cheaper than that of a variable, and 32-bit indices are cheaper than 64-bit ones; they reach as far as 2^32
+numbers, or 16 GB of float32 in one array.
 """
 
 import functools
@@ -158,7 +159,7 @@ IMAGES_OF = """
             const bool from_middle = bh % 2 == 0 && a == 1 || bw % 2 == 0 && b == 1;
             const int th = bh / 2 - (bh % 2 == 0 && a == 2), tw = bw / 2 - (bw % 2 == 0 && b == 2);
             if (from_middle || th < 0 || th >= TH || tw < 0 || tw >= TW) continue;
-            const bool minus = (bh % 2 == 1 && a != 1) != (bw % 2 == 1 && b != 1);
+            const bool minus = (bh % 2 == 1 && a != 1) != (bw % 2 == 1 && b != 1);  // two of them are a plus
             const T t = tiles[(3 * a + b) * step + ((rest * TH + th) * TW + tw) * (4 * C) + q];
             sum += minus ? -t : t;
         }
@@ -232,13 +233,16 @@ def cross_entropy(logits, x, scale):
 
 
 ADAM_STEP = """
-    m += (1 - beta1) * (g - m);
-    v += (1 - beta2) * (g * g - v);
+    m += m_rate * (g - m);
+    v += v_rate * (g * g - v);
     value -= m_scale * m / (sqrt(v) * v_scale + epsilon);
 """
 
 
 def adam_step(values, grads, m, v, beta1, beta2, epsilon, m_scale, v_scale):
-    """optim.adam_step: each number is read once and written once."""
-    compiled("adam_step", "T g, T beta1, T beta2, T epsilon, T m_scale, T v_scale", "T m, T v, T value", ADAM_STEP)(
-        grads, beta1, beta2, epsilon, m_scale, v_scale, m, v, values)
+    """optim.adam_step: each number is read once and written once. m, v and values hold the old ones as it begins.
+
+    1 - beta is worked out here, in float64: in float32, 1 - 0.999 would be off by 1e-5.
+    """
+    compiled("adam_step", "T g, T m_rate, T v_rate, T epsilon, T m_scale, T v_scale", "T m, T v, T value", ADAM_STEP)(
+        grads, 1 - beta1, 1 - beta2, epsilon, m_scale, v_scale, m, v, values)

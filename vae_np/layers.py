@@ -12,6 +12,7 @@ import numpy as np
 
 from vae_np import kernels
 from vae_np.backend import on_gpu, to_device, xp
+from vae_np.errors import InputError
 
 
 class Parameter:
@@ -148,11 +149,15 @@ class LeakyReLU(Layer):
     """Let positive numbers pass and scale negative ones: y = x where x > 0, else slope * x (Maas et al. 2013).
 
         backward   dx = dy where x > 0, else slope * dy
+
+    Raises InputError unless slope is between 0 and 1, where y = max(x, slope * x).
     """
 
     applied_before = False
 
     def __init__(self, slope=0.2):
+        if not 0 <= slope <= 1:
+            raise InputError(f"the slope of LeakyReLU must be between 0 and 1, not {slope}")
         self.slope = slope
 
     @property
@@ -195,14 +200,14 @@ class Reshape(Layer):
 class Sequential(Layer):
     """Layers one after the other: forward from first to last, backward from last to first (the chain rule).
 
-    On a GPU each pass over memory counts, so there a layer with a bias also applies the LeakyReLU that follows it,
-    while its kernel has the numbers at hand. What comes out of the two is the same.
+    On a GPU each pass over memory counts, so there a layer whose class has a `slope` also applies the LeakyReLU that
+    follows it, while its kernel has the numbers at hand. What comes out of the two is the same.
     """
 
     def __init__(self, *layers):
         self.layers = layers
         for layer, activation in itertools.pairwise(layers):
-            if xp is not np and hasattr(layer, "bias") and isinstance(activation, LeakyReLU):
+            if xp is not np and hasattr(type(layer), "slope") and isinstance(activation, LeakyReLU):
                 layer.slope, activation.applied_before = activation.slope, True
         self.parameters = tuple(parameter for layer in layers for parameter in layer.parameters)
 

@@ -82,11 +82,14 @@ class VAE:
         """Images x (N, H, W, 3) in [0, 1] and noise eps (N, Z) from N(0, 1) -> (logits, mu, log_var).
 
         Noise is an argument, never drawn here: backward must use the very noise that forward used.
-        Raises InputError for images of another shape, dtype or range, and for noise of another shape or dtype. The
-        range is looked at on the host alone: what is on a GPU already would have to be waited for.
+        Both are arrays of the backend's, which backend.to_device makes. Raises InputError for images of another shape,
+        dtype or range, and for noise of another shape or dtype. The range is looked at on the host alone: what is on a
+        GPU already would have to be waited for.
         """
         self._check_images(x)
         self._check_codes(eps, "noise", rows=len(x))
+        if not (isinstance(x, xp.ndarray) and isinstance(eps, xp.ndarray)):
+            raise InputError(f"expected images and noise as arrays of {xp.__name__}: use vae_np.backend.to_device")
         h = self.encoder.forward(x)
         mu, log_var = h[:, : self.latent_dim], h[:, self.latent_dim :]
         z = self.reparameterization.forward(mu, log_var, eps)
@@ -108,6 +111,8 @@ class VAE:
         beta: a number, or an array (Z,) with a weight for each latent. batch_size: where x is a shard, the size of the
         whole batch. Returns (recon, kl), in nats per image.
         """
+        if not len(x):
+            raise InputError("there are no images to take a mean over")
         # A float64 of NumPy's would make every gradient float64.
         beta = beta.astype(self.dtype) if isinstance(beta, xp.ndarray) else float(beta)
         logits, mu, log_var = self.forward(x, eps)
@@ -155,7 +160,7 @@ class VAE:
         expected = f"expected images as a {self.dtype} array (N, {size}, {size}, 3) with values in [0, 1]"
         shape, dtype = getattr(x, "shape", None), getattr(x, "dtype", type(x).__name__)
         if shape is None or len(shape) != 4 or shape[1:] != (size, size, 3):
-            raise InputError(f"{expected}, got shape {shape}")
+            raise InputError(f"{expected}, got {type(x).__name__ if shape is None else f'shape {shape}'}")
         if dtype != self.dtype:
             raise InputError(f"{expected}, got {dtype}")
         # A NaN fails both comparisons, and so this one.
@@ -166,7 +171,8 @@ class VAE:
         shape, dtype = getattr(z, "shape", None), getattr(z, "dtype", type(z).__name__)
         if shape is None or len(shape) != 2 or shape[1] != self.latent_dim or rows not in (None, shape[0]):
             rows = "N" if rows is None else rows
-            raise InputError(f"expected {name} of shape ({rows}, {self.latent_dim}), got shape {shape}")
+            got = type(z).__name__ if shape is None else f"shape {shape}"
+            raise InputError(f"expected {name} of shape ({rows}, {self.latent_dim}), got {got}")
         # float64 noise would silently make every array after it float64.
         if dtype != self.dtype:
             raise InputError(f"expected {name} as a {self.dtype} array, got {dtype}")
