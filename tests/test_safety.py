@@ -273,7 +273,7 @@ def train(faces, tmp_path, *flags, **environment):
 
 @pytest.mark.parametrize(("flags", "status", "line"), [
     (["--data", "nowhere"], 1, "error: nowhere holds no prepared dataset (no dataset.json); make one with"),
-    (["--epochs", "none"], 2, "error: argument --epochs: invalid whole number value: 'none'; see 03_train.py --help"),
+    (["--epochs", "none"], 2, "error: argument --epochs: invalid whole number value: 'none'; see python "),
 ])
 def test_a_failing_lesson_s_status_and_where_it_writes(faces, tmp_path, flags, status, line):
     done = train(faces, tmp_path, *flags)
