@@ -1,6 +1,7 @@
 """A batch split over threads must give what the whole batch gives."""
 
 import gc
+import os
 import threading
 import time
 import weakref
@@ -196,3 +197,22 @@ def test_a_model_that_nobody_holds_takes_its_threads_with_it():
         assert pool() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.skipif(backend.NAME != "numpy" or not hasattr(os, "sched_setaffinity"), reason="nothing is kept to a core")
+def test_as_many_threads_as_cores_keep_to_one_each_and_fewer_are_left_alone():
+    cores = os.sched_getaffinity(0)
+
+    def places(threads):
+        everyone = threading.Barrier(threads, timeout=60)  # or one thread might do the work of all
+
+        def place(worker, shard):
+            everyone.wait()
+            return os.sched_getaffinity(0)
+
+        return Workers(VAE(16, (4, 8), 5), threads).map(place, threads, size=1)
+
+    if len(cores) <= 16:
+        assert sorted(places(len(cores)), key=min) == [{core} for core in sorted(cores)]
+    assert places(len(cores) + 1) == [cores] * (len(cores) + 1)
+    assert os.sched_getaffinity(0) == cores, "the thread that calls goes where it likes"
