@@ -29,7 +29,7 @@ add_data(parser)
 parser.add_argument("--epochs", type=POSITIVE, default=6, help="epochs of each of 14 models; the text is about 6")
 parser.add_argument("--limit", type=POSITIVE, default=3000, metavar="N", help="the first N training images only")
 parser.add_argument("--latent-dim", type=POSITIVE, default=32, help="numbers in the code of a face")
-parser.add_argument("--channels", type=POSITIVE, nargs="+", default=[16, 32, 64], help="of the encoder")
+parser.add_argument("--channels", type=POSITIVE, nargs="+", default=[16, 32, 64], help="channels of the encoder")
 args = parse(parser)
 full = open_dataset(args.data)
 SIGMA = 1 / 8  # of a pixel's grey value: the yardstick of this lesson

@@ -120,9 +120,10 @@ def bars(path, values, unit, mark):
     chart, axes = figure(width=8.0, height=1.2 + 0.4 * len(values))
     ax, (level, meaning) = axes[0, 0], mark
     left = min(values.values()) / 4  # the shortest bar, too, has room for its number
+    ax.barh(list(values), list(values.values()))
     for name, value in values.items():
-        ax.barh(name, value, color="tab:blue")
-        ax.text(left, name, f"  {value:,.2f}" if value < 100 else f"  {value:,.0f}", color="white", va="center")
+        number = f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
+        ax.annotate(number, (left, name), (6, 0), textcoords="offset points", color="white", va="center")
     ax.axvline(level, color="tab:red", linestyle="--", label=meaning)
     ax.set(xscale="log", xlabel=f"{unit} (logarithmic)", xlim=(left, 2 * max(level, *values.values())))
     ax.invert_yaxis()

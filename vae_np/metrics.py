@@ -11,6 +11,7 @@ from vae_np.data import to_float
 from vae_np.errors import InputError
 from vae_np.losses import Bernoulli, kl_divergence, sigmoid, squared_error
 from vae_np.parallel import SHARD_SIZE
+from vae_np.vae import require_images
 
 
 def psnr(x, y):
@@ -57,11 +58,6 @@ def ssim(x, y):
     return similarity.mean(axis=(1, 2, 3))
 
 
-def _require_images(images):
-    if not len(images):
-        raise InputError("there are no images to take a mean over")
-
-
 def evaluate(workers, images, likelihood, seed=0):
     """The ELBO's terms and what they are made of, means over uint8 images (N, H, W, 3), as a dictionary:
 
@@ -75,7 +71,7 @@ def evaluate(workers, images, likelihood, seed=0):
     recon is estimated with one noise vector an image, drawn from a generator of its own, so that it is the same noise
     every time and training's random numbers stay as they are.
     """
-    _require_images(images)
+    require_images(images)
     count, model = len(images), workers.replicas[0]
     eps = np.random.default_rng(seed).standard_normal((count, model.latent_dim), dtype=model.dtype)
     all_mu, all_log_var = np.empty_like(eps), np.empty_like(eps)
@@ -199,7 +195,7 @@ def importance_weighted_bound(workers, images, likelihood, k, seed=0):
     handled alone and has a noise generator of its own, so that the result depends neither on threads nor on shards; a
     larger k adds codes to the same first ones. Raises InputError for k < 1.
     """
-    _require_images(images)
+    require_images(images)
     if k < 1:
         raise InputError(f"k is a number of codes and must be at least 1, not {k}")
 

@@ -36,7 +36,7 @@ def core_for_each(threads):
     """A function for each of so many threads to call as it starts: it keeps the thread to a core of its own.
 
     Left to itself, a system may run two threads on one core for seconds while another core is idle, at half the speed.
-    With fewer threads than cores nothing is kept anywhere, since other processes would keep to the same cores; nor
+    With fewer threads than cores, or more, nothing is kept anywhere, since others would keep to the same cores; nor
     where the system has no such call (only Linux has) or forbids it.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []

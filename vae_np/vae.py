@@ -111,8 +111,7 @@ class VAE:
         beta: a number, or an array (Z,) with a weight for each latent. batch_size: where x is a shard, the size of the
         whole batch. Returns (recon, kl), in nats per image.
         """
-        if not len(x):
-            raise InputError("there are no images to take a mean over")
+        require_images(x)
         # A float64 of NumPy's would make every gradient float64.
         beta = beta.astype(self.dtype) if isinstance(beta, xp.ndarray) else float(beta)
         logits, mu, log_var = self.forward(x, eps)
@@ -160,7 +159,7 @@ class VAE:
         expected = f"expected images as a {self.dtype} array (N, {size}, {size}, 3) with values in [0, 1]"
         shape, dtype = getattr(x, "shape", None), getattr(x, "dtype", type(x).__name__)
         if shape is None or len(shape) != 4 or shape[1:] != (size, size, 3):
-            raise InputError(f"{expected}, got {type(x).__name__ if shape is None else f'shape {shape}'}")
+            raise InputError(f"{expected}, got {shape_or_type(x)}")
         if dtype != self.dtype:
             raise InputError(f"{expected}, got {dtype}")
         # A NaN fails both comparisons, and so this one.
@@ -171,8 +170,7 @@ class VAE:
         shape, dtype = getattr(z, "shape", None), getattr(z, "dtype", type(z).__name__)
         if shape is None or len(shape) != 2 or shape[1] != self.latent_dim or rows not in (None, shape[0]):
             rows = "N" if rows is None else rows
-            got = type(z).__name__ if shape is None else f"shape {shape}"
-            raise InputError(f"expected {name} of shape ({rows}, {self.latent_dim}), got {got}")
+            raise InputError(f"expected {name} of shape ({rows}, {self.latent_dim}), got {shape_or_type(z)}")
         # float64 noise would silently make every array after it float64.
         if dtype != self.dtype:
             raise InputError(f"expected {name} as a {self.dtype} array, got {dtype}")
@@ -180,6 +178,17 @@ class VAE:
     def __repr__(self):
         return (f"VAE(image_size={self.image_size}, channels={tuple(self.settings['channels'])}, "
                 f"latent_dim={self.latent_dim}): {self.values.size:,} parameters")
+
+
+def require_images(images):
+    """Raise InputError unless there are images, whose mean can be taken."""
+    if not len(images):
+        raise InputError("there are no images to take a mean over")
+
+
+def shape_or_type(value):
+    """How a message names what came where an array was expected: by its shape, or by its type if it is no array."""
+    return f"shape {value.shape}" if hasattr(value, "shape") else type(value).__name__
 
 
 def check_settings(image_size, channels, latent_dim):
