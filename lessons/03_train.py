@@ -147,8 +147,9 @@ def after_step():
 def show_progress():
     write_history(args.out / "history.csv", trainer.history)
     pictures.plot_losses(args.out / "losses.png", trainer.history)
-    rows = [("held out | new", np.concatenate([faces, np.ones_like(faces)]))]
-    rows += [(f"epoch {epoch}", strip) for epoch, strip in enumerate(trainer.progress, start=1)]
+    rows = [("held out | new", faces)]
+    for epoch, both in enumerate(trainer.progress, start=1):
+        rows.append((f"epoch {epoch}", both[: len(faces)], both[len(faces) :]))
     pictures.save(args.out / "progress.png", pictures.labelled_rows(rows, scale=1))
 
 

@@ -143,10 +143,6 @@ def draw(codes):
     return model.decode(codes.astype(np.float32))
 
 
-def row(groups):  # of images, with gaps between them
-    return np.concatenate([images for group in groups for images in (np.ones_like(group[:1]), group)][1:])
-
-
 print("held-out faces without the attribute: the shift that turns the answer, and how many are said to have it\n"
       f"{'':18s}{'directions':>11s}{'deviations':>11s}{'as is':>8s}{'redrawn':>9s}{'+ 1':>8s}{'redrawn':>9s}"
       f"{'moved':>8s}{'redrawn':>9s}{'sources':>9s}")
@@ -172,13 +168,13 @@ for name, difference, direction in zip(chosen, differences, corrected, strict=Tr
         shown = which[len(which) * np.array([1, 2]) // 3]
         groups = [np.concatenate([to_float(faces[i][None]), draw(mu[i] + np.arange(-2, 3)[:, None] * direction)])
                   for i in shown]
-        strengths.append((f"{name}\n{word}: face,\n-2 to 2", row(groups)))
+        strengths.append((f"{name}\n{word}: face,\n-2 to 2", *groups))
     shown = spread(4, len(targets))
     groups = [draw(mu[targets[i]] + 1.5 * np.stack([0 * direction, difference, direction])) for i in shown]
-    correction.append((f"{name}\n0, + 1.5 mean,\n+ 1.5 corrected", row(groups)))
+    correction.append((f"{name}\n0, + 1.5 mean,\n+ 1.5 corrected", *groups))
     groups = [np.concatenate([to_float(faces[[sources[i], targets[i]]]), draw(np.stack([mu[targets[i]], moved[i]]))])
               for i in shown[:3]]
-    transfers.append((f"{name}\nfrom, to,\n0, result", row(groups)))
+    transfers.append((f"{name}\nfrom, to,\n0, result", *groups))
 print_effects("corrected, in the picture, moves", moves)
 for file, rows in (("strengths.png", strengths), ("correction.png", correction), ("transfer.png", transfers)):
     pictures.save(args.out / file, pictures.labelled_rows(rows))

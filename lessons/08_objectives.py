@@ -172,10 +172,8 @@ objectives.draw_plane(args.out / "plane.png", rows, curve, SIGMA)
 # %% Collapse, by dimension
 chosen = ("beta 1", "averaged error", "averaged, free bits", "sigma calibrated")
 objectives.draw_kl(args.out / "kl_by_dimension.png", [row for row in rows if row["name"] in chosen])
-blank = np.ones((1, *train.shape[1:]), np.float32)
-sheet = [("held out | new", np.concatenate([to_float(held_out[:6]), blank.repeat(7, axis=0)]))]
-for number, row in enumerate(rows, start=1):
-    sheet.append((f"{number} {row['name']}", np.concatenate([row["faces"], blank, row["samples"]])))
+sheet = [("held out | new", held_out[:6])]
+sheet += [(f"{number} {row['name']}", row["faces"], row["samples"]) for number, row in enumerate(rows, start=1)]
 pictures.save(args.out / "pictures.png", pictures.labelled_rows(sheet))
 print(f"{args.out}/plane.png, kl_by_dimension.png, pictures.png")
 

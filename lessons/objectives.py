@@ -34,6 +34,18 @@ def tangent(ax, rate, distortion, slope):
     ax.plot(rates, distortion - slope * (rates - rate), color="tab:orange", linewidth=1)
 
 
+def nearest_free(point, size, taken):
+    """The lower left corner of the free place nearest to a point, for a picture of this size (width, height).
+
+    Everything is in axes coordinates, from 0 to 1. taken holds rectangles: a list of (left, bottom, right, top).
+    """
+    corners = np.stack(np.meshgrid(*(np.linspace(0.01, 0.99 - side, 100) for side in size)), axis=-1).reshape(-1, 2)
+    left_bottom, right_top = np.split(np.array(taken), 2, axis=1)
+    apart = (corners[:, None] >= right_top) | (corners[:, None] + size <= left_bottom)
+    free = corners[apart.any(axis=2).all(axis=1)]
+    return free[np.square(free + np.array(size) / 2 - point).sum(axis=1).argmin()]
+
+
 def draw_plane(path, rows, curve, sigma):
     """The rate-distortion plane: a point for each model, its pictures beside it.
 
@@ -41,29 +53,32 @@ def draw_plane(path, rows, curve, sigma):
     curve (2, n) holds rates and distortions to compare with; sigma is the one that D is measured with.
     """
     chart, axes = pictures.figure(width=11, height=7)
-    ax, width, height, taken = axes[0, 0], 0.09, 0.07, []
+    ax, width, height = axes[0, 0], 0.09, 0.07
     points = np.array([[row["R"], row["D"]] for row in rows])
     ax.plot(*curve, "--", color="grey", label="linear codes of Gaussian faces")
     ax.plot([], [], color="tab:orange", label="D + beta R is constant")
     ax.set(xscale="symlog", yscale="log", xlim=(-0.15, 4 * points[:, 0].max() + 1),
-           ylim=(points[:, 1].min() / 2.5, 6 * points[:, 1].max()),
+           ylim=(points[:, 1].min() / 2.5, 4 * points[:, 1].max()),
            xlabel="rate R, nats per image (linear up to 2, then logarithmic)",
            ylabel=f"distortion D, nats per image at sigma = {sigma} (logarithmic)")
-    places = ax.transAxes.inverted().transform(ax.transData.transform(points))
-    for number, (row, (left, bottom)) in enumerate(zip(rows, places + np.array([0.02, 0.03]), strict=True), start=1):
-        while any(abs(left - a) < 1.3 * width and abs(bottom - b) < height for a, b in taken):
-            bottom += height / 3  # until it hides none of the others
-        taken.append((left, bottom))
-        ax.annotate("", places[number - 1], (left, bottom + height / 2), "axes fraction", "axes fraction",
-                    arrowprops={"arrowstyle": "-", "color": "lightgrey"})
+    to_axes = ax.transData + ax.transAxes.inverted()
+    places = to_axes.transform(points)
+    taken = [(0, 0, 0.3, 0.38), (0.7, 0.88, 1, 1)]  # the names, the legend
+    taken += [(*place - 0.015, *place + 0.015) for place in np.concatenate([places, to_axes.transform(curve.T)])]
+    for i in points[:, 1].argsort():  # from below, so that neighbours stay neighbours
+        row, place = rows[i], places[i]
+        left, bottom = nearest_free(place, (1.3 * width, 1.1 * height), taken) + np.array([0.25 * width, 0])
+        taken.append((left - 0.25 * width, bottom, left + 1.05 * width, bottom + 1.1 * height))
+        centre = left + width / 2, bottom + height / 2
+        ax.plot(*zip(place, centre, strict=True), transform=ax.transAxes, color="lightgrey", zorder=1)
         inset = ax.inset_axes([left, bottom, width, height])
         inset.imshow(pictures.grid(np.stack([row["faces"][0], row["samples"][0]]), 2))
         inset.axis("off")
-        inset.text(-3, 0, number, ha="right", va="top")
+        inset.text(-3, 0, i + 1, ha="right", va="top")
         if row["slope"] is not None:
             tangent(ax, row["R"], row["D"], row["slope"])
     ax.plot(*points.T, "o", color="tab:blue", label="a model, judged on held-out faces")
-    ax.text(0.02, 0.02, "\n".join(f"{i} {row['name']}" for i, row in enumerate(rows, start=1)), transform=ax.transAxes)
+    ax.text(0.02, 0.02, "\n".join(f"{i + 1} {row['name']}" for i, row in enumerate(rows)), transform=ax.transAxes)
     ax.legend(loc="upper right")
     pictures.save_figure(path, chart)
 

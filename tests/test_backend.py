@@ -59,7 +59,7 @@ NO_DRIVER = "there is no NVIDIA driver; install one, until nvidia-smi shows your
 FAULTS = {
     "no_driver": NO_DRIVER,
     "old_driver": "the driver is for CUDA 11.4 and CuPy for CUDA 12; update the driver, or install the CuPy of its "
-                  "version",
+                  "version, if that is 12 or newer",
     "no_gpu": "CUDA finds no GPU; see that nvidia-smi shows one and CUDA_VISIBLE_DEVICES names it",
     "no_nvrtc": 'CuPy cannot compile a kernel (Failure finding "libnvrtc.so.13 or libnvrtc.so.12": No such file: '
                 "libnvrtc.so.13 or libnvrtc.so.12, No such file: libnvrtc.so.13 or libnvrtc.so.12); the toolkit's "

@@ -122,6 +122,14 @@ def test_an_example_with_float32_weights_is_named_instead_of_failing_by_a_little
     assert 'Dense(2 -> 2) (all of it needs dtype="float64" in layer_examples)' in capsys.readouterr().err
 
 
+def test_a_parameter_that_its_layer_does_not_list_fails(rng, monkeypatch, capsys):
+    layer = Dense(2, 2, rng, dtype="float64")
+    layer.parameters = (layer.weight,)
+    monkeypatch.setattr(gradcheck, "layer_examples", lambda rng: [(layer, (3, 2))])
+    assert main(["--only", "Dense"]) == 1
+    assert "Dense(2 -> 2) (bias is not in the layer's parameters)" in capsys.readouterr().err
+
+
 def rows(output):
     return [line for line in output.splitlines() if line.endswith(("pass", "FAIL"))]
 

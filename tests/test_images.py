@@ -36,6 +36,16 @@ def test_labelled_rows_keep_every_pixel_of_the_images(rng):
     assert (sheet[:, 0] == images.PAPER).all()
 
 
+def test_groups_of_a_row_are_set_apart(rng):
+    first, second = rng.random((2, 8, 8, 3)), rng.random((3, 8, 8, 3))
+    sheet = images.labelled_rows([("", first, second)], scale=1)
+    left, right = images.grid(first, 2), images.grid(second, 3)
+    np.testing.assert_array_equal(sheet[:, -right.shape[1] :], right)
+    rest = sheet[:, : -right.shape[1]]
+    assert (rest[:, -4 * images.GAP :] == images.PAPER).all()
+    np.testing.assert_array_equal(rest[:, -4 * images.GAP - left.shape[1] : -4 * images.GAP], left)
+
+
 def test_save_and_read_again(tmp_path, rng):
     sheet = rng.integers(0, 256, (6, 5, 3), dtype=np.uint8)
     images.save(tmp_path / "new" / "sheet.png", sheet, scale=3)

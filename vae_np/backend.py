@@ -62,7 +62,8 @@ def _find_gpu(runtime):
         raise BackendError("there is no NVIDIA driver", "install one, until nvidia-smi shows your GPU")
     if not count and driver // 1000 < needed // 1000:
         raise BackendError(f"the driver is for CUDA {driver // 1000}.{driver % 1000 // 10} and CuPy for CUDA "
-                           f"{needed // 1000}", "update the driver, or install the CuPy of its version")
+                           f"{needed // 1000}", "update the driver, or install the CuPy of its version, if that is 12 "
+                           "or newer")
     if not count:
         raise BackendError("CUDA finds no GPU", "see that nvidia-smi shows one and CUDA_VISIBLE_DEVICES names it")
 

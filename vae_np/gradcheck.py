@@ -24,7 +24,7 @@ from vae_np.code_vae import CodeVAE
 from vae_np.command import OneLineParser, run
 from vae_np.conv import Conv2d, ConvTranspose2d
 from vae_np.errors import VAEError
-from vae_np.layers import Dense, Layer, LeakyReLU, Reshape, Sequential
+from vae_np.layers import Dense, Layer, LeakyReLU, Parameter, Reshape, Sequential
 from vae_np.logistic import hessian, loss_and_gradient
 from vae_np.losses import (
     LIKELIHOODS,
@@ -157,7 +157,11 @@ def name_of(layer, shape):
 
 
 def check_layer_kind(kind, rng):
-    """Results for the examples of one kind of layer. A kind without an example fails, and so does one in float32."""
+    """Results for the examples of one kind of layer.
+
+    A kind without an example fails, and so does an example in float32, or one that keeps a Parameter to itself, which
+    would never learn.
+    """
     examples = [(layer, shape) for layer, shape in layer_examples(rng) if type(layer) is kind]
     if not examples:
         yield Result(kind.__name__, "all of it", "has no example in layer_examples", np.nan)
@@ -165,6 +169,10 @@ def check_layer_kind(kind, rng):
         if any(parameter.value.dtype != np.float64 for parameter in layer.parameters):
             yield Result(name_of(layer, shape), "all of it", 'needs dtype="float64" in layer_examples', np.nan)
             continue
+        listed = {id(parameter) for parameter in layer.parameters}
+        for name, value in vars(layer).items():
+            if isinstance(value, Parameter) and id(value) not in listed:
+                yield Result(name_of(layer, shape), name, "is not in the layer's parameters", np.nan)
         x = rng.standard_normal(shape)
         x += 0.1 * np.sign(x)  # off LeakyReLU's kink at 0
         for name, error in check_layer(layer, to_device(x), rng).items():

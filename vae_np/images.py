@@ -35,19 +35,29 @@ def enlarge(sheet, scale):
     return sheet.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
+def strip(groups):
+    """Groups of images (N, H, W, 3) in one line: uint8 (H, W', 3). Wider gaps set the groups apart."""
+    sheets = [grid(images, len(images)) for images in groups]
+    apart = np.full((len(sheets[0]), 4 * GAP, 3), PAPER, np.uint8)
+    return np.concatenate([part for sheet in sheets for part in (apart, sheet)][1:], axis=1)
+
+
 def labelled_rows(rows, scale=2):
-    """A sheet of rows of images, each with its label at the left: rows is a list of (label, images (N, H, W, 3))."""
-    strips = [enlarge(grid(images, len(images)), scale) for _, images in rows]
+    """A sheet of rows of images, each with its label at the left: rows is a list of (label, images, ...).
+
+    Most rows have one group of images (N, H, W, 3); where there are more, they are set apart.
+    """
+    strips = [enlarge(strip(groups), scale) for _, *groups in rows]
     font = ImageFont.load_default(6 * scale + 2)
-    margin = 8 + max(int(font.getlength(line)) for label, _ in rows for line in label.split("\n")) + 8
+    margin = 8 + max(int(font.getlength(line)) for label, *_ in rows for line in label.split("\n")) + 8
     gap = GAP * scale
-    height = sum(len(strip) + gap for strip in strips) - gap
-    sheet = Image.new("RGB", (margin + max(strip.shape[1] for strip in strips), height), (PAPER,) * 3)
+    height = sum(len(line) + gap for line in strips) - gap
+    sheet = Image.new("RGB", (margin + max(line.shape[1] for line in strips), height), (PAPER,) * 3)
     draw, top = ImageDraw.Draw(sheet), 0
-    for (label, _), strip in zip(rows, strips, strict=True):
-        draw.text((8, top + len(strip) // 2), label, fill="black", font=font, anchor="lm")
-        sheet.paste(Image.fromarray(strip), (margin, top))
-        top += len(strip) + gap
+    for (label, *_), line in zip(rows, strips, strict=True):
+        draw.text((8, top + len(line) // 2), label, fill="black", font=font, anchor="lm")
+        sheet.paste(Image.fromarray(line), (margin, top))
+        top += len(line) + gap
     return np.asarray(sheet)
 
 

@@ -201,7 +201,7 @@ def check_settings(image_size, channels, latent_dim):
     if image_size < factor or image_size % factor:
         near = max(factor, round(image_size / factor) * factor)
         raise InputError(f"image_size must be divisible by {factor}, since {len(channels)} layers halve it; "
-                         f"{image_size} is not, {near} is")
+                         f"{image_size} is not, {near} is; fewer channels are fewer layers")
 
 
 def build_encoder(image_size, channels, latent_dim, rng, dtype):
