@@ -13,7 +13,8 @@ import numpy as np
 from vae_np import images as pictures
 from vae_np.command import POSITIVE
 from vae_np.data import SPLITS, to_float
-from vae_np.metrics import PrincipalComponents, psnr
+from vae_np.metrics import psnr
+from vae_np.principal_components import PrincipalComponents
 
 parser = command_line(__doc__, "runs/01_data")
 add_data(parser)

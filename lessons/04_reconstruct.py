@@ -18,16 +18,8 @@ from vae_np.command import POSITIVE
 from vae_np.data import to_float
 from vae_np.files import replacing
 from vae_np.losses import likelihood_of
-from vae_np.metrics import (
-    PrincipalComponents,
-    evaluate,
-    importance_weighted_bound,
-    ledger,
-    ledger_table,
-    psnr,
-    sigma_of_weight,
-    ssim,
-)
+from vae_np.metrics import evaluate, importance_weighted_bound, ledger, ledger_table, psnr, sigma_of_weight, ssim
+from vae_np.principal_components import PrincipalComponents
 
 parser = command_line(__doc__, "runs/04_reconstruct")
 add_checkpoint(parser)

@@ -20,7 +20,8 @@ from vae_np.command import POSITIVE
 from vae_np.data import to_float
 from vae_np.factors import information, linear_r_squared, load_factors, mutual_information_gap
 from vae_np.losses import Gaussian
-from vae_np.metrics import PrincipalComponents, active_units, evaluate, kl_per_dimension, psnr
+from vae_np.metrics import active_units, evaluate, kl_per_dimension, psnr
+from vae_np.principal_components import PrincipalComponents
 from vae_np.priors import draw
 from vae_np.train import Settings, Trainer
 

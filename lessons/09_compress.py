@@ -23,7 +23,8 @@ from vae_np.codec import HEADER, Codec
 from vae_np.command import POSITIVE, positive
 from vae_np.data import to_float
 from vae_np.errors import CheckpointError
-from vae_np.metrics import PrincipalComponents, kl_per_dimension, psnr, ssim
+from vae_np.metrics import kl_per_dimension, psnr, ssim
+from vae_np.principal_components import PrincipalComponents
 from vae_np.priors import draw
 from vae_np.range_coder import Encoder
 from vaez import add_commands, run_command
