@@ -107,8 +107,9 @@ print(f"the first {len(few)} images, nats per image: ELBO {-elbo['recon'] - elbo
 # other averages it, or if they charge another price for an error. The price has a name, sigma: a Gaussian with this
 # deviation would charge as many nats for the same errors. And sigma and beta are one knob, since twice the variance
 # halves what all errors cost, as a beta of 2 does to them beside the KL (metrics.ledger has the algebra). Of a
-# Gaussian, the bits are those of a lossless code for 8-bit images; of Bernoulli(), which takes a grey value for the
-# bias of a coin, they are not, and most of its nats are the entropy of these coins, which no model can save.
+# Gaussian, the bits are those of a lossless code for 8-bit images, if sigma is above 1/255; of Bernoulli(), which takes
+# a grey value for the bias of a coin, they are not, and most of its nats are the entropy of these coins, which no model
+# can save.
 beta, size = info["training"]["beta"], model.image_size
 print(ledger_table(terms, likelihood, beta, size, model.latent_dim))
 

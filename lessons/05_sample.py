@@ -95,8 +95,9 @@ assert np.allclose(priors["gaussian"].sample(48, np.random.default_rng(args.seed
 
 # The density of a mixture is the weighted sum of its components' densities. For one code, as it is written:
 mixture = priors["mixture"]
-densities = [math.exp(component.log_density(z[:1])[0] + 100) for component in mixture.components]  # else they are 0
-naive = math.log(sum(weight * d for weight, d in zip(mixture.weights, densities, strict=True))) - 100
+logs = [component.log_density(z[:1])[0] for component in mixture.components]
+densities = [math.exp(log - max(logs)) for log in logs]  # of the largest; else all may be 0
+naive = math.log(sum(weight * d for weight, d in zip(mixture.weights, densities, strict=True))) + max(logs)
 assert math.isclose(naive, mixture.log_density(z[:1])[0], rel_tol=1e-9)
 print(f"expectation-maximisation: {mixture.rise[0]:.2f} nats per code at first, {mixture.rise[-1]:.2f} after "
       f"{len(mixture.rise) - 1} steps")

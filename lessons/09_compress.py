@@ -90,8 +90,10 @@ if is_new:
 # %% How finely?
 # Smaller steps cost bytes, larger ones quality. Rounding to multiples of d errs with a variance of d^2 / 12: at a step
 # of 3.5 as much as the posterior itself, and the bytes are then about the KL divergence. That is no accident. Bits-back
-# coding sends a code *drawn* from the posterior, gets back the bits that chose it, and pays the KL exactly (Hinton and
-# van Camp 1993; Townsend, Bird and Barber 2019), in long chains of images only, and with that noise in each.
+# coding sends a code *drawn* from the posterior, at the price of log2 1 / p(z), and gets back the log2 1 / q(z | x)
+# bits that chose it: in all the KL (Hinton and van Camp 1993; Townsend, Bird and Barber 2019). Only who knows x can
+# work out q and give them back, so that is for lossless files, which hold the errors, too: the KL is their code's
+# share. Where the errors are lost, random numbers that both sides know do it for a little more (Flamich et al. 2020).
 def measure(kind, setting, decoded, sizes, bare):
     """Print and return: mean bytes of a file, the same without its header, PSNR, SSIM; the kind; the first pictures."""
     row = (np.mean(sizes), np.mean(bare), psnr(faces, decoded).mean(), ssim(faces, decoded).mean())
@@ -117,7 +119,7 @@ results["VAE"] = [measure_codec("VAE", (train_mu, train_log_var), mu, model.deco
 ours = results["VAE"][steps.index(args.step)]
 z = draw(mu, log_var, np.random.default_rng(0))
 kl = kl_per_dimension(mu, log_var).sum() / math.log(2) / 8
-bits_back = measure("KL as bits-back", "through z", model.decode(z), kl, kl)
+bits_back = measure("KL (bits-back)", "through z", model.decode(z), kl, kl)
 
 # %% Principal components, JPEG and WebP
 # Is it the VAE that is good, or the codec? The best linear code of the same size goes through the same coder. JPEG and
@@ -158,7 +160,7 @@ for (kind, rows), colour in zip(results.items(), ("tab:red", "tab:orange", "tab:
         points = sorted((row[column], row[2]) for row in rows)
         best = [(x, y) for x, y in points if y == max(other for size, other in points if size <= x)]
         ax.plot(*zip(*best, strict=True), style, color=colour, markersize=4, label=f"{kind}, {what}")
-ax.plot(bits_back[0], bits_back[2], "k*", label="KL as bits-back")
+ax.plot(bits_back[0], bits_back[2], "k*", label="KL: a code drawn from the posterior")
 ax.set(xscale="log", xlabel="bytes per face (logarithmic)", ylabel="PSNR, dB")
 ax.grid(alpha=0.3, which="both")
 ax.legend(fontsize="small")
@@ -191,5 +193,6 @@ print(f"{args.out}/bytes_and_psnr.png, at_equal_bytes.png; {codec_path}")
 #
 # Exercises
 # 1. Decode each rounded value to the mean of the training codes that were rounded to it. What does that gain at step 6?
-# 2. Take a sample's code instead of a face's (rng.standard_normal). What does it cost, and why about the same?
+# 2. Take a sample's code instead of a face's (rng.standard_normal). What does it cost, and which dimensions make the
+#    difference? The tables are made from mu: what do they hold of a dimension that says nothing?
 # 3. Train with --beta 4 and with --beta 0.25 and come back: which points of bytes_and_psnr.png move where?

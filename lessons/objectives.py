@@ -27,6 +27,12 @@ class SmallFaces:
         return self.images[name][:limit]
 
 
+def mean(values):
+    """The mean of those values that are known; NaN where none is."""
+    known = values[np.isfinite(values)]
+    return known.mean() if len(known) else np.nan
+
+
 def tangent(ax, rate, distortion, slope):
     """Draw a piece of the line on which D + slope * R is constant."""
     reach = min(0.4 * rate, 0.3 * distortion / slope)

@@ -89,7 +89,7 @@ def test_the_price_at_equal_noise_is_about_the_kl_divergence(model, rng):
     """Of a code that fills the prior, rounded with the posterior's own variance: h(mu) - log(step * scale) in theory.
 
     0.5 log(2 pi e var(mu)) - log(sqrt(12) scale) = KL + 0.5 log(2 pi e / 12) + 0.5 log(var(mu)) for scale << 1, with
-    KL = -log(scale): 0.18 nats a dimension more than bits-back would pay.
+    KL = -log(scale): 0.18 nats a dimension more than the KL.
     """
     deviations = np.full(Z, 0.02)
     mu = (rng.standard_normal((4000, Z)) * np.sqrt(1 - deviations**2)).astype(np.float32)

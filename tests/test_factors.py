@@ -152,6 +152,10 @@ def test_the_gap_is_between_the_best_two():
     assert mutual_information_gap(shares) == pytest.approx([0.3, 0, 0.01])
 
 
+def test_the_gap_of_a_single_latent_is_all_that_it_says():
+    assert mutual_information_gap(np.array([[0.4, 0.0]])) == pytest.approx([0.4, 0])
+
+
 def test_a_factor_of_two_values_has_an_entropy_of_its_own(rng):
     glasses = (rng.random((4000, 1)) < 0.3).astype(float)
     shares = information(glasses + 0.01 * rng.standard_normal((4000, 1)), glasses)

@@ -103,6 +103,12 @@ def test_units_of_the_columns_do_not_matter(rng):
     assert not np.allclose(first.scores(x), LogisticRegression.fit(x, y, l2=1e-6).scores(x), rtol=1e-2)
 
 
+@pytest.mark.parametrize("value", [0.1, 0.3, 0.7])
+def test_a_constant_whose_mean_is_rounded_gets_no_weight(rng, value):
+    x, y, _ = problem(rng)
+    assert LogisticRegression.fit(np.column_stack([x, np.full(len(x), value)]), y).weight[-1] == 0
+
+
 def test_a_constant_column_gets_no_weight_and_float32_is_fitted_in_float64(rng):
     x, y, _ = problem(rng)
     with_constant = np.column_stack([x, np.full(len(x), 7.0)]).astype(np.float32)

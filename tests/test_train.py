@@ -354,6 +354,22 @@ def test_the_gaussian_takes_the_sigma_of_the_settings(ramps):
         Settings(likelihood="calibrated", sigma=0.3)
 
 
+def test_a_checkpoint_within_an_epoch_has_the_sigma_of_all_its_steps(ramps, tmp_path):
+    trainer, sigmas = trainer_for(ramps, likelihood="calibrated"), []
+
+    def stop_after_three():
+        sigmas.append(float(trainer.likelihood.sigma))
+        if len(sigmas) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train_epoch(stop_after_three)
+    trainer.save(tmp_path / "checkpoint.npz")
+    _, _, info = checkpoint.load_model(tmp_path / "checkpoint.npz")
+    assert info["likelihood"]["sigma"] == pytest.approx(math.sqrt(np.mean(np.square(sigmas))), rel=1e-6)
+    assert info["likelihood"]["sigma"] != pytest.approx(sigmas[-1], rel=1e-3)
+
+
 @pytest.mark.parametrize("likelihood", ["bernoulli", "calibrated"])
 def test_history_watches_the_latents_and_the_gradient(ramps, likelihood):
     trainer = trainer_for(ramps, likelihood=likelihood)

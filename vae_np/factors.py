@@ -127,8 +127,9 @@ def mutual_information_gap(shares):
     """How far the latent that says most about a factor is ahead of the next one: `information` (Z, F) -> (F,).
 
     1 where a factor has a latent of its own, near 0 where several share it, as after a rotation, or where none says
-    anything. The mean over factors is MIG (Chen, Li, Grosse and Duvenaud 2018, section 4.1). It says nothing of how
-    many factors one latent mixes, and where factors depend on each other, as the jaw on the sex, 1 is out of reach.
+    anything; of a single latent, all that it says. The mean over factors is MIG (Chen, Li, Grosse and Duvenaud 2018,
+    section 4.1). It says nothing of how many factors one latent mixes, and where factors depend on each other, as the
+    jaw on the sex, 1 is out of reach.
     """
     best = np.sort(shares, axis=0)
-    return best[-1] - best[-2]
+    return best[-1] - best[-2] if len(best) > 1 else best[-1]

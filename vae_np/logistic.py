@@ -88,7 +88,8 @@ class LogisticRegression:
         if not l2 > 0:
             raise InputError(f"l2 must be above 0, not {l2}")
         mean, deviation = x.mean(axis=0), x.std(axis=0)
-        deviation[deviation == 0] = 1  # a constant column says nothing, and its weight stays 0
+        constant = x.min(axis=0) == x.max(axis=0)  # a constant column says nothing, and its weight stays 0
+        mean[constant], deviation[constant] = x[0, constant], 1  # exactly, where a mean would be rounded
         parameters = newton((x - mean) / deviation, y, l2)
         weight = parameters[:-1] / deviation
         return cls(weight, parameters[-1] - mean @ weight)

@@ -99,7 +99,7 @@ def ledger(terms, likelihood, beta, image_size, latent_dim):
 
     bits_...                nats / (D ln 2): bits per pixel channel. A Gaussian's density becomes the probability of an
                             8-bit grey value with + log2(255) for recon and its floor, since neighbouring values are
-                            1/255 apart
+                            1/255 apart (as long as sigma is not smaller than that)
     floor                   what recon would be if all reconstructions were perfect
     rmse                    sqrt(squared_error / D): the typical error of a pixel channel
     sigma                   the deviation of a Gaussian that would charge as many nats for these errors,
@@ -221,6 +221,7 @@ def kl_per_dimension(mu, log_var):
 def active_units(mu, threshold=0.01):
     """Which latent dimensions carry anything: variance of mu over images above threshold, (N, Z) -> bool (Z,).
 
+    It takes some ten images to see a variance; a single one has none.
     A dimension that the decoder ignores has mu = 0 for every image (Burda, Grosse and Salakhutdinov 2016).
     """
     return mu.var(axis=0) > threshold

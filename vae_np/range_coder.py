@@ -39,8 +39,10 @@ class Encoder:
         self.whole *= cumulative[-1]
 
     def put_integer(self, number):
-        """Put a whole number of 1 or more in 2 log2(number) + 1 bits (Elias 1975): how many binary digits follow the
-        leading 1, in unary, then these digits."""
+        """Put a whole number of 1 or more in 2 floor(log2(number)) + 1 bits (Elias 1975).
+
+        First, in unary, how many binary digits follow the leading 1, then these digits.
+        """
         digits = number.bit_length() - 1
         for bit in [1] * digits + [0] + [number >> place & 1 for place in range(digits - 1, -1, -1)]:
             self.put(bit, COIN)

@@ -42,7 +42,8 @@ class Settings:
     likelihood: str = "bernoulli"
     sigma: float | None = None  # of the Gaussian likelihood
     # A seat belt: Adam does not mind the scale of the gradient, so only an explosion is cut short. At 64x64, norms of
-    # 500 to 5,000 are usual for the Bernoulli likelihood, 20,000 for the Gaussian.
+    # 500 to 5,000 are usual for the Bernoulli likelihood, 20,000 for the Gaussian with sigma 0.1. They go with
+    # 1 / sigma^2: at 0.05 and less the first steps are cut short, too (gradient_norm in the history tells).
     max_gradient_norm: float = 1e5
     seed: int = 0
     limit: int | None = None  # use the first `limit` training images only
@@ -84,6 +85,10 @@ class Epoch:
     def images_done(self, batch_size):
         """How many images its steps have taken; only the last batch may be smaller than the others."""
         return min((len(self.terms) + len(self.waiting)) * batch_size, len(self.order))
+
+    def sigma(self, batch_size):
+        """The sigma of a CalibratedGaussian for all its steps: held-out images are not judged with the last batch's."""
+        return math.sqrt(float(self.variance) / self.images_done(batch_size))
 
 
 class Trainer:
@@ -212,8 +217,7 @@ class Trainer:
         self._fetch()
         speed = (count - done) / (time.perf_counter() - start)
         if isinstance(self.likelihood, CalibratedGaussian):
-            # Held-out images are judged with the sigma of the whole epoch, not with that of its last batch.
-            self.likelihood.sigma = math.sqrt(float(epoch.variance) / count)
+            self.likelihood.sigma = epoch.sigma(batch_size)
         row, faces = self._row(epoch, speed), self.look()
         with self._whole():
             self.current = None
@@ -261,7 +265,7 @@ class Trainer:
         if not np.isfinite(values).all():
             raise TrainingError(f"epoch {self.epoch + 1}, step {self.adam.step}: some parameters are not finite; the "
                                 "last checkpoint is as it was; try a lower learning rate")
-        sigma = self.likelihood.sigma
+        sigma = epoch.sigma(self.settings.batch_size) if epoch.variance else self.likelihood.sigma
         info = {
             "model": self.model.settings,
             "training": asdict(self.settings),
