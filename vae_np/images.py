@@ -119,6 +119,7 @@ def plot_losses(path, history):
         panel(axes[1, 3], "sigma", "of a pixel channel", {"sigma": "sigma"})
     for ax in axes[1]:
         ax.set_ylim(bottom=0)
+    axes[1, 0].set_ylim(top=1.5 * axes[1, 0].get_ylim()[1])  # room for the legend
     save_figure(path, chart)
 
 
