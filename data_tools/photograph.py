@@ -24,6 +24,7 @@ def read_photograph(path, crop, size):
                     raise ValueError(f"{image.width}x{image.height} pixels are too many")
                 upright = ImageOps.exif_transpose(image)
     except Exception as error:  # each of Pillow's decoders has exceptions of its own for a damaged file
-        reason = "no image that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        reason = "no image that Pillow knows" if unknown else getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be read ({reason})") from None
     return cut(upright, crop, size, path)

@@ -34,13 +34,15 @@ require(train, 20, "training")
 rng = np.random.default_rng(args.seed)
 noise = rng.standard_normal((48, model.latent_dim), dtype=np.float32)
 stored, model.prior = model.prior, Standard(model.latent_dim)
+if stored.name != Standard.name:
+    print(f"{args.checkpoint} samples from {stored!r}, as asked for with --prior; --prior standard undoes that")
 samples = model.decode(noise)
 assert np.array_equal(samples, model.sample(48, np.random.default_rng(args.seed))), "the same seed, the same faces"
 pictures.save(args.out / "standard_samples.png", pictures.grid(samples, 12), scale=2)
 
 # %% Temperature
-# Multiply the noise by a temperature below 1 and codes stay nearer to 0, where the decoder has seen most: safer faces,
-# all a little alike. Above 1 they go where training hardly went. The same noise in every row:
+# Multiply the noise by a temperature below 1 and codes stay nearer to 0, where the mean face is: all become a little
+# alike. Above 1 they go where training hardly went. The same noise in every row:
 temperatures = (0.4, 0.7, 1.0, 1.3)
 rows = [(f"T = {t}", model.sample(10, np.random.default_rng(args.seed), temperature=t)) for t in temperatures]
 pictures.save(args.out / "temperatures.png", pictures.labelled_rows(rows))
@@ -99,8 +101,10 @@ logs = [component.log_density(z[:1])[0] for component in mixture.components]
 densities = [math.exp(log - max(logs)) for log in logs]  # of the largest; else all may be 0
 naive = math.log(sum(weight * d for weight, d in zip(mixture.weights, densities, strict=True))) + max(logs)
 assert math.isclose(naive, mixture.log_density(z[:1])[0], rel_tol=1e-9)
-print(f"expectation-maximisation: {mixture.rise[0]:.2f} nats per code at first, {mixture.rise[-1]:.2f} after "
-      f"{len(mixture.rise) - 1} steps")
+# What rises is the log likelihood and a penalty for covariances far from that of all codes (vae_np/mixture.py). The
+# start, far below, with all components alike but for their means, is left out of the chart.
+print(f"expectation-maximisation: {mixture.rise[0]:.2f} nats per code at first, with the penalty, "
+      f"{mixture.rise[-1]:.2f} after {len(mixture.rise) - 1} steps")
 axes[0, 2].plot(range(1, len(mixture.rise)), mixture.rise[1:], "o-", markersize=3, label="log likelihood + penalty")
 axes[0, 2].set(title="expectation-maximisation", xlabel="step", ylabel="nats per code")
 for ax in axes[0]:
@@ -169,16 +173,16 @@ print(f"{args.out}/standard_samples.png, temperatures.png, aggregate_posterior.p
       "nearest.png")
 
 # %% What you should see
-# Samples that are faces more or less: after ten epochs of toy faces many from N(0, I) are melted. Low temperatures give
-# everybody's neighbour, high ones caricatures. The variances along principal axes stray from 1 in both directions: the
-# prior and the codes do not match. A Gaussian mends most of that: on toy faces it is worth some 30 nats, and far fewer
-# samples are melted. The mixture adds little there, and 2 to 7 nats on real faces, whose codes have more shape than a
-# mean and a covariance. The second VAE finds next to nothing that the Gaussian did not: its posterior collapses, and
-# its row of pictures is nearly the Gaussian's. The nearest training faces are other people. Samples are about as far
-# from them as reconstructions of faces that nobody can have memorised, since a blurred picture is not far from any
-# face; a copy would be at a distance near 0.
+# Samples that are faces more or less: after ten epochs of toy faces many from N(0, I) are melted, at every temperature:
+# a low one fades them towards the mean face, a high one adds contrast. The variances along principal axes stray from 1
+# in both directions: the prior and the codes do not match. A Gaussian mends most of that: on toy faces it makes codes
+# cheaper by some 30 nats, about the KL divergence above, and far fewer samples are melted. The mixture adds little
+# there, and 2 to 7 nats on real faces, whose codes have more shape than a mean and a covariance. The second VAE finds
+# next to nothing that the Gaussian did not: its posterior collapses, and its row of pictures is nearly the Gaussian's.
+# The nearest training faces are other people. Samples are about as far from them as reconstructions of faces that
+# nobody can have memorised, since a blurred picture is not far from any face; a copy would be at a distance near 0.
 #
 # Exercises
 # 1. Fit a Gaussian to the codes of faces that share an attribute (dataset.column("Smiling")) and sample from it.
-# 2. Fit a mixture with shrinkage=10, and one with components=3. What happens to training and held-out codes?
+# 2. Give Mixture.fit (vae_np/mixture.py) shrinkage=10, then components=3. What happens to training and held-out codes?
 # 3. Train with --beta 0.2 and come back: how do the mismatch in nats and the samples from the prior change?

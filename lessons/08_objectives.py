@@ -160,8 +160,8 @@ print(f"components with a variance above beta sigma^2, of {args.latent_dim}: "
 
 # %% The plane
 # A point is a model; beside it are its reconstruction of a held-out face, through a sampled code, and a sample from
-# N(0, I). An orange line joins what the training of a model sees as equally good: D + beta R is constant. beta says how
-# much distortion another nat of code has to save.
+# N(0, I). An orange line, curved by the axes, joins what the training of a model sees as equally good: D + beta R is
+# constant. beta says how much distortion another nat of code has to save.
 curve = np.array([[0.5 * np.log(variances[variances > t] / t).sum(), beyond + np.minimum(variances, t).sum()]
                   for t in np.geomspace(SIGMA**2 / 4, variances.max(), 60)]).T
 curve[1] /= 2 * SIGMA**2
@@ -184,15 +184,15 @@ print(f"{args.out}/plane.png, kl_by_dimension.png, pictures.png")
 # The averaged error collapses: R is 0, and everybody gets one face. No component is worth its nats there, so this is
 # the optimum, not an accident of training, and nothing that ends at the same weight can help: neither warm-up nor
 # cycles do. Another weight does: sum instead of averaging (row 5), or calibrate sigma (row 14). Free bits move the
-# optimum, for 16 nats are free, yet only 2 are used: once a latent is past its half nat, a gradient of KL comes that
-# dwarfs those of recon, and Adam's v remembers it for a thousand steps (with trainer.adam.beta2 = 0.9, 7 nats are
-# used). Warm-up is for decoders that can do without a code, such as those of text (Bowman et al. 2016); here its lack
-# costs little.
+# optimum, for 16 nats are free, yet only 2 are used, and no latent ends above 0.3: whenever one passes its half nat, a
+# gradient of KL comes that dwarfs those of recon, and Adam's v (lesson 3) remembers it for a thousand steps; with
+# trainer.adam.beta2 = 0.9, 7 nats are used. Warm-up is for decoders that can do without a code, such as those of text
+# (Bowman et al. 2016); here its lack costs little.
 #
 # After six epochs none is at its optimum: calibrated is ahead of beta 1 in R + D, which is what that is trained on, and
-# the dashed line, fitted to training faces, ahead of all. R^2 rises with the rate; MIG is near 0.
+# the dashed line, fitted to training faces, ahead of all. R^2 rises with the rate, up to some 50 nats; MIG is near 0.
 #
 # Exercises
 # 1. Give the averaged error free bits of 4. What do they buy, and what does a sample look like?
 # 2. Train on 16 epochs (--epochs 16). Which points move towards the dashed line, and does beta 1 catch up?
-# 3. Multiply z by a random rotation before `information`, and all mu before R^2. What happens to MIG, and what to R^2?
+# 3. In `judge`, multiply z and mu (of train, too) by one random rotation. What happens to MIG, and what to R^2?

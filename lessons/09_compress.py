@@ -119,7 +119,7 @@ results["VAE"] = [measure_codec("VAE", (train_mu, train_log_var), mu, model.deco
 ours = results["VAE"][steps.index(args.step)]
 z = draw(mu, log_var, np.random.default_rng(0))
 kl = kl_per_dimension(mu, log_var).sum() / math.log(2) / 8
-bits_back = measure("KL (bits-back)", "through z", model.decode(z), kl, kl)
+bits_back = measure("KL, no file", "through z", model.decode(z), kl, kl)
 
 # %% Principal components, JPEG and WebP
 # Is it the VAE that is good, or the codec? The best linear code of the same size goes through the same coder. JPEG and
@@ -179,13 +179,13 @@ print(f"{args.out}/bytes_and_psnr.png, at_equal_bytes.png; {codec_path}")
 # %% What you should see
 # A face in two or three dozen bytes, where the smallest WebP has more than fifty and shows a smear, and a JPEG has 285
 # before it says anything. For equal PSNR WebP takes two to five times the bytes, JPEG more than ten times; headers
-# apart, both take two to five times, and where they have blocks, the VAE has blur: it knows what a face looks like. But
+# apart, both take two to five times, and where WebP has blocks, the VAE has blur: it knows what a face looks like. But
 # after ten epochs 22 dB is all that it can say. From some 120 bytes on WebP is better than it ever gets, at 600 by 10
 # dB. Nor does it come for nothing: the reader holds a model of 12 MB (in a checkpoint of 37, with what it takes to
 # train on), which is of use for faces alone. The principal components hold 6 MB and are the rival to be afraid of: on
 # toy faces they win at every size; on CelebA the VAE wins by up to half a decibel from ten to thirty bytes of code, and
 # they win above, unless the VAE was trained with a calibrated sigma: 54 bytes of code then make 23.7 dB, which 128
-# components never reach. What they cannot do is in lesson 5.
+# components never reach.
 #
 # Steps below 1 only cost bytes. For a Bernoulli model the knee is about 2; with a calibrated Gaussian (lesson 3's
 # --likelihood calibrated) it is near 9: there Z dimensions of noise move the picture by about Z sigma^2 in all, against
@@ -193,6 +193,6 @@ print(f"{args.out}/bytes_and_psnr.png, at_equal_bytes.png; {codec_path}")
 #
 # Exercises
 # 1. Decode each rounded value to the mean of the training codes that were rounded to it. What does that gain at step 6?
-# 2. Take a sample's code instead of a face's (rng.standard_normal). What does it cost, and which dimensions make the
-#    difference? The tables are made from mu: what do they hold of a dimension that says nothing?
+# 2. What does a code from N(0, I) cost, by codec.bits(codec.quantise(rng.standard_normal(mu.shape))), beside one of a
+#    face, and why? The tables are made from mu: what do they hold of a dimension that says nothing?
 # 3. Train with --beta 4 and with --beta 0.25 and come back: which points of bytes_and_psnr.png move where?

@@ -33,7 +33,7 @@ def run_command(args, codec_path, parser):
     """Encode or decode one file. Ends with status 2 for a name of the wrong kind, or without a model or codec."""
     ending = ".vaez" if args.command == "encode" else ".png"
     if args.target.suffix.lower() != ending:  # or else encode with swapped names would replace a picture by its code
-        parser.error(f"{args.command} writes {ending} files, and {args.target} is called otherwise")
+        parser.error(f"{args.command} writes {ending} files, and {args.target} is not named so")
     if args.step != parser.get_default("step"):
         parser.error(f"{args.command} takes the step that {codec_path} was made for; leave --step out")
     model, info = load_trained(args.checkpoint)
@@ -50,5 +50,5 @@ def run_command(args, codec_path, parser):
     values = codec.quantise(model.encode(face)[0])
     count = codec.write(args.target, values[0])
     quality = psnr(face, model.decode(codec.dequantise(values)))[0]
-    kept = "the whole picture, made square" if crop == "none" else f"crop {crop}"
+    kept = "the whole picture, squeezed to a square" if crop == "none" else f"crop {crop}"
     print(f"{args.target}: {count} bytes, {HEADER} of them the header; {kept}, {quality:.2f} dB")

@@ -102,11 +102,10 @@ def test_the_correction_keeps_lucky_from_carrying_red(output):
 
 def test_what_is_added_and_moved_is_in_the_picture(output):
     numbers = row_of(output, "held-out faces without", "Red")
-    shift, _, as_is, as_is_redrawn, added, added_redrawn, moved, moved_redrawn, sources = numbers
+    shift, _, as_is, as_is_redrawn, added, added_redrawn, moved, moved_redrawn = numbers
     assert 0 < shift < 1
     assert max(as_is, as_is_redrawn) < 30
-    assert min(added, added_redrawn, moved_redrawn) > 70
-    assert moved == sources  # the score that decides is the source's
+    assert min(added, added_redrawn, moved, moved_redrawn) > 70
     in_the_code, in_the_picture = (row_of(output, title, "Red") for title in ("corrected, moves", "corrected, in the"))
     assert 1 < in_the_picture[0] < in_the_code[0]  # the decoder does not draw all of it
 

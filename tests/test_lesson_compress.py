@@ -46,7 +46,7 @@ def test_a_face_goes_through_a_file(room, tmp_path):
     output = succeed(LESSON, "encode", room / "face.png", tmp_path / "face.vaez", cwd=room)
     size = (tmp_path / "face.vaez").stat().st_size
     assert HEADER <= size < HEADER + 30
-    assert f"face.vaez: {size} bytes, {HEADER} of them the header; the whole picture, made square, " in output
+    assert f"face.vaez: {size} bytes, {HEADER} of them the header; the whole picture, squeezed to a square, " in output
     output = succeed(LESSON, "decode", tmp_path / "face.vaez", tmp_path / "face.png", cwd=room)
     assert "face.png: 16x16 pixels" in output
     model, _, _ = checkpoint.load_model(room / "runs/03_train/checkpoint.npz")
@@ -103,7 +103,7 @@ def test_what_cannot_be_encoded_or_decoded_is_one_line(room, tmp_path):
         (["encode", tmp_path / "none.png", tmp_path / "a.vaez"], 1, "none.png cannot be read ("),
         (["encode", tmp_path, tmp_path / "a.vaez"], 1, " cannot be read ("),
         (["encode", "face.png", tmp_path / "folder.vaez"], 1, "folder.vaez"),
-        (["encode", "face.png", "face.png"], 2, "encode writes .vaez files, and face.png is called otherwise"),
+        (["encode", "face.png", "face.png"], 2, "encode writes .vaez files, and face.png is not named so"),
         (["encode", "face.png", "a.vaez", "--crop", "148"], 1, "face.png has 16x16 pixels, too few for a crop of 148"),
         (["--step", "9", "encode", "face.png", "a.vaez"], 2, "codec.npz was made for; leave --step out"),
         (["encode", "face.png"], 2, "the following arguments are required: OUT.vaez"),

@@ -28,8 +28,8 @@ def collapse(history, settings, latent_dim):
     if row["val_kl"] >= 1 and not few:
         return None
     return (f"the posterior has collapsed: {row['active_units']} of {latent_dim} latents are active, KL "
-            f"{row['val_kl']:.2f} nats; try a lower --beta, --free-bits 0.1, a longer --beta-warmup, or a likelihood "
-            "that charges more for errors (--likelihood calibrated, or a smaller --sigma)")
+            f"{row['val_kl']:.2f} nats; try a lower --beta, or a likelihood that charges more for errors (--likelihood "
+            "calibrated, or a smaller --sigma); --free-bits or a longer --beta-warmup help where it only gave up early")
 
 
 def diverging_sigma(history, settings):

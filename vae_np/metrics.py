@@ -144,12 +144,12 @@ def ledger_table(terms, likelihood, beta, image_size, latent_dim):
     lines = [
         f"{'':46s}{'nats per image':>16s}{'bits per pixel channel':>24s}",
         f"{f'reconstruction, {likelihood!r}':46s}{rows['recon']:16.1f}{rows['bits_recon']:24.4f}",
-        f"{'    of it, if it were perfect':46s}{rows['floor']:16.1f}{rows['bits_floor']:24.4f}",
+        f"{'    of which perfect ones would cost, too':46s}{rows['floor']:16.1f}{rows['bits_floor']:24.4f}",
         f"{'KL':46s}{rows['kl']:16.1f}{rows['bits_kl']:24.4f}",
         f"{'negative ELBO':46s}{total:16.1f}{bits:24.4f}",
         f"typical error of a pixel channel (0 to 1): {rows['rmse']:.4f}; a Gaussian with sigma {rows['sigma']:.4f} "
         "would charge as much for it",
-        f"beta {beta:g} is the weight of the KL of a loss that has, instead of this reconstruction,",
+        f"the same as beta {beta:g} here is this weight of the KL beside another reconstruction term:",
         f"    {'squared error, summed over pixels':64s}{rows['weight_of_sum']:12.4g}",
         f"    {'squared error, averaged over pixels and channels':64s}{rows['weight_of_mean']:12.4g}",
         f"    {'the same, and the KL averaged over latents, too':64s}{rows['weight_of_means']:12.4g}",
