@@ -155,13 +155,12 @@ for name, difference, direction in zip(chosen, differences, corrected, strict=Tr
     sources = have[np.arange(len(targets)) % len(have)]
     moved = transfer(mu[sources], mu[targets], direction, classifier.weight)
     assert np.allclose(classifier.scores(moved), classifier.scores(mu[sources])), "the component must be the source's"
-    codes = []
-    for way in (mu[targets], mu[targets] + direction, moved):
-        codes += [way, model.encode(draw(way))[0]]
-    moves.append((codes[3] - codes[1]).mean(axis=0))
+    ways = (mu[targets], mu[targets] + direction, moved)
+    redrawn = [model.encode(draw(codes))[0] for codes in ways]
+    moves.append((redrawn[1] - redrawn[0]).mean(axis=0))
     shift = -classifier.scores(mu[others]).mean() / (direction @ classifier.weight)
     deviations = shift * (direction @ direction) / (mu @ direction).std()
-    yes = [np.mean(classifier.scores(answered) > 0) for answered in codes]
+    yes = [np.mean(classifier.scores(codes) > 0) for pair in zip(ways, redrawn, strict=True) for codes in pair]
     print(f"{name:18s}{shift:11.2f}{deviations:12.2f}" + "".join(f"{part:9.0%}" for part in yes))
 
     for word, which in (("without", others), ("with", have)):

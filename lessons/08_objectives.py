@@ -177,9 +177,9 @@ print(f"{args.out}/plane.png, kl_by_dimension.png, pictures.png")
 
 # %% What you should see
 # Rows 3 and 4 are one model but for rounding, which grows as they train. As beta rises from 1/4 to 256, R falls from
-# 107 nats to 2 (CelebA: 119 to 3) and pictures blur; reconstructions like a high rate, samples a low one: those of beta
-# 1 are melted, of beta 256 vague. Bernoulli() is between beta 4 and 32. At beta 256, some 30 latents count as active
-# and share 2 nats.
+# 107 nats to 2 (CelebA: 119 to 3.5) and pictures blur; reconstructions like a high rate, samples a low one: those of
+# beta 1 are melted, of beta 256 vague. Bernoulli() is between beta 4 and 32. At beta 256, some 30 latents count as
+# active and share 2 nats.
 #
 # The averaged error collapses: R is 0, and everybody gets one face. No component is worth its nats there, so this is
 # the optimum, not an accident of training, and nothing that ends at the same weight can help: neither warm-up nor

@@ -91,8 +91,8 @@ if is_new:
 # Smaller steps cost bytes, larger ones quality. Rounding to multiples of d errs with a variance of d^2 / 12: at a step
 # of 3.5 as much as the posterior itself, and the bytes are then about the KL divergence. That is no accident. Bits-back
 # coding sends a code *drawn* from the posterior, at the price of log2 1 / p(z), and gets back the log2 1 / q(z | x)
-# bits that chose it: in all the KL (Hinton and van Camp 1993; Townsend, Bird and Barber 2019). Only who knows x can
-# work out q and give them back, so that is for lossless files, which hold the errors, too: the KL is their code's
+# bits that chose it: in all the KL (Hinton and van Camp 1993; Townsend, Bird and Barber 2019). Only someone who knows x
+# can work out q and give them back, so that is for lossless files, which hold the errors, too: the KL is their code's
 # share. Where the errors are lost, random numbers that both sides know do it for a little more (Flamich et al. 2020).
 def measure(kind, setting, decoded, sizes, bare):
     """Print and return: mean bytes of a file, the same without its header, PSNR, SSIM; the kind; the first pictures."""

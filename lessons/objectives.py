@@ -41,7 +41,7 @@ def tangent(ax, rate, distortion, slope):
 
 
 def nearest_free(point, size, taken):
-    """The lower left corner of the free place nearest to a point, for a picture of this size (width, height).
+    """The lower left corner of the free place nearest to a point, for a picture of this size (2,).
 
     Everything is in axes coordinates, from 0 to 1. taken holds rectangles: a list of (left, bottom, right, top).
     """
@@ -49,7 +49,7 @@ def nearest_free(point, size, taken):
     left_bottom, right_top = np.split(np.array(taken), 2, axis=1)
     apart = (corners[:, None] >= right_top) | (corners[:, None] + size <= left_bottom)
     free = corners[apart.any(axis=2).all(axis=1)]
-    return free[np.square(free + np.array(size) / 2 - point).sum(axis=1).argmin()]
+    return free[np.square(free + size / 2 - point).sum(axis=1).argmin()]
 
 
 def draw_plane(path, rows, curve, sigma):
@@ -60,6 +60,7 @@ def draw_plane(path, rows, curve, sigma):
     """
     chart, axes = pictures.figure(width=11, height=7)
     ax, width, height = axes[0, 0], 0.09, 0.07
+    size = np.array([1.3 * width, 1.1 * height])  # with room for the number
     points = np.array([[row["R"], row["D"]] for row in rows])
     ax.plot(*curve, "--", color="grey", label="linear codes of Gaussian faces")
     ax.plot([], [], color="tab:orange", label="D + beta R is constant")
@@ -74,8 +75,9 @@ def draw_plane(path, rows, curve, sigma):
     taken += [(*place - 0.015, *place + 0.015) for place in np.concatenate([places, to_axes.transform(curve.T)])]
     for i in points[:, 1].argsort():  # from below, so that neighbours stay neighbours
         row, place = rows[i], places[i]
-        left, bottom = nearest_free(place, (1.3 * width, 1.1 * height), taken) + np.array([0.25 * width, 0])
-        taken.append((left - 0.25 * width, bottom, left + 1.05 * width, bottom + 1.1 * height))
+        corner = nearest_free(place, size, taken)
+        taken.append((*corner, *(corner + size)))
+        left, bottom = corner + np.array([0.25 * width, 0])  # beside the number
         centre = left + width / 2, bottom + height / 2
         ax.plot(*zip(place, centre, strict=True), transform=ax.transAxes, color="lightgrey", zorder=1)
         inset = ax.inset_axes([left, bottom, width, height])

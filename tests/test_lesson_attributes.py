@@ -100,12 +100,18 @@ def test_the_correction_keeps_lucky_from_carrying_red(output):
     assert row_of(output, "corrected, moves", "Red")[0] > 1  # red is what it was
 
 
-def test_what_is_added_and_moved_is_in_the_picture(output):
+def test_what_is_added_and_moved_is_in_the_picture(room, output):
     numbers = row_of(output, "held-out faces without", "Red")
     shift, _, as_is, as_is_redrawn, added, added_redrawn, moved, moved_redrawn = numbers
     assert 0 < shift < 1
     assert max(as_is, as_is_redrawn) < 30
-    assert min(added, added_redrawn, moved, moved_redrawn) > 70
+    assert min(added, added_redrawn, moved_redrawn) > 70
+    dataset, model = Dataset(room / "faces"), load_model(room / "runs/03_train/checkpoint.npz")[0]
+    train, test = dataset.splits["train"], dataset.splits["test"]
+    (mu, _), red = model.encode(to_float(dataset.images)), np.array(dataset.column("Red"))
+    scores = LogisticRegression.fit(mu[train], red[train]).scores(mu[test][red[test]])
+    sources = np.resize(scores > 0, np.count_nonzero(~red[test])).mean()  # each in turn, one for each target
+    assert moved == pytest.approx(100 * sources, abs=0.51)  # the score that decides is the source's
     in_the_code, in_the_picture = (row_of(output, title, "Red") for title in ("corrected, moves", "corrected, in the"))
     assert 1 < in_the_picture[0] < in_the_code[0]  # the decoder does not draw all of it
 

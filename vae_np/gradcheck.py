@@ -169,9 +169,8 @@ def check_layer_kind(kind, rng):
         if any(parameter.value.dtype != np.float64 for parameter in layer.parameters):
             yield Result(name_of(layer, shape), "all of it", 'needs dtype="float64" in layer_examples', np.nan)
             continue
-        listed = {id(parameter) for parameter in layer.parameters}
         for name, value in vars(layer).items():
-            if isinstance(value, Parameter) and id(value) not in listed:
+            if isinstance(value, Parameter) and value not in layer.parameters:
                 yield Result(name_of(layer, shape), name, "is not in the layer's parameters", np.nan)
         x = rng.standard_normal(shape)
         x += 0.1 * np.sign(x)  # off LeakyReLU's kink at 0

@@ -221,7 +221,7 @@ def kl_per_dimension(mu, log_var):
 def active_units(mu, threshold=0.01):
     """Which latent dimensions carry anything: variance of mu over images above threshold, (N, Z) -> bool (Z,).
 
-    It takes some ten images to see a variance; a single one has none.
-    A dimension that the decoder ignores has mu = 0 for every image (Burda, Grosse and Salakhutdinov 2016).
+    A dimension that the decoder ignores has mu = 0 for every image (Burda, Grosse and Salakhutdinov 2016). It takes
+    some ten images to see a variance; a single one has none.
     """
     return mu.var(axis=0) > threshold
