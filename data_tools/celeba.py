@@ -1,4 +1,4 @@
-"""Turn any download of CelebA into a prepared dataset (see vae_np/data.py).
+"""Turn any download of CelebA into a prepared dataset (see vae_np/disk/dataset.py).
 
     python -m data_tools.celeba archive.zip --out data/celeba64
 
@@ -22,9 +22,9 @@ from PIL import Image
 
 from data_tools.celeba_source import find_celeba, read_attributes, read_partition
 from data_tools.prepared import DatasetWriter, map_rows
-from vae_np.command import OneLineParser, number_in, run
-from vae_np.data import SPLITS
+from vae_np.disk.dataset import SPLITS
 from vae_np.errors import DatasetError
+from vae_np.run.command import OneLineParser, number_in, run
 
 CROPS = (148, 140, 128, "none")
 SIZES = range(8, 179)  # up to the photographs' own width

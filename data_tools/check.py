@@ -8,8 +8,8 @@ Opening a dataset compares only sizes and types, since reading all of CelebA tak
 import argparse
 import sys
 
-from vae_np.command import OneLineParser, run
-from vae_np.data import Dataset
+from vae_np.disk.dataset import Dataset
+from vae_np.run.command import OneLineParser, run
 
 
 def check(folder):

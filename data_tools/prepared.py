@@ -1,4 +1,4 @@
-"""Write a prepared dataset (see vae_np/data.py): in parallel, and whole or not at all."""
+"""Write a prepared dataset (see vae_np/disk/dataset.py): in parallel, and whole or not at all."""
 
 import glob
 import json
@@ -16,7 +16,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from vae_np.data import FORMAT_VERSION, SPLITS, checksum
+from vae_np.disk.dataset import FORMAT_VERSION, SPLITS, checksum
 from vae_np.errors import DatasetError
 
 MAX_WORKERS = 61  # as many as Windows can wait for

@@ -22,10 +22,10 @@ from PIL import Image
 
 from data_tools.face_painter import SQUARE, draw_face, draw_window
 from data_tools.prepared import DatasetWriter, map_rows
-from vae_np.command import OneLineParser, number_in, run
-from vae_np.data import SPLITS
+from vae_np.disk.dataset import SPLITS
+from vae_np.disk.files import replacing
 from vae_np.errors import DatasetError
-from vae_np.files import replacing
+from vae_np.run.command import OneLineParser, number_in, run
 
 # The 40 attributes in the order of CelebA's own list; `attributes_of` tells which of them the toy faces have.
 CELEBA_ATTRIBUTES = (

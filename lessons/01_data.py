@@ -6,15 +6,15 @@ lesson 4 measures the variational autoencoder against it.
 """
 
 # %% Settings
-from common import add_data, command_line, open_dataset, parse, require, spread
+from tools.common import add_data, command_line, open_dataset, parse, require, spread
 
 import numpy as np
 
-from vae_np import images as pictures
-from vae_np.command import POSITIVE
-from vae_np.data import SPLITS, to_float
-from vae_np.metrics import psnr
-from vae_np.principal_components import PrincipalComponents
+from vae_np.disk.dataset import SPLITS, to_float
+from vae_np.run.command import POSITIVE
+from vae_np.study import pictures
+from vae_np.study.metrics import psnr
+from vae_np.study.principal_components import PrincipalComponents
 
 parser = command_line(__doc__, "runs/01_data")
 add_data(parser)

@@ -7,20 +7,20 @@ backwards, how to find out whether a handwritten gradient is right, and what the
 # %% Settings
 import sys
 
-from common import command_line, parse
+from tools.common import command_line, parse
 
 import numpy as np
 
-from bugs import BUGS, demonstrate, list_bugs
 from data_tools.toy_faces import draw_face, face_factors
+from tools.bugs import BUGS, demonstrate, list_bugs
 from vae_np import VAE
-from vae_np import images as pictures
 from vae_np.backend import to_cpu, to_device
-from vae_np.command import POSITIVE
 from vae_np.conv import Conv2d, ConvTranspose2d, Workspace, fold, unfold
-from vae_np.data import to_float
+from vae_np.disk.dataset import to_float
 from vae_np.gradcheck import all_checks, numerical_gradient, print_table, relative_error
 from vae_np.losses import kl_divergence
+from vae_np.run.command import POSITIVE
+from vae_np.study import pictures
 
 parser = command_line(__doc__, "runs/02_model")
 parser.add_argument("--image-size", type=POSITIVE, default=64, help="image size of the last table's model")
@@ -153,8 +153,9 @@ print("\npython -m vae_np.gradcheck")
 print_table(all_checks())
 
 # %% Break it
-# Would these checks notice? Plant a bug and see. Twelve of the kind that real projects ship are in lessons/bugs.py,
-# each a few lines. Some of them no finite difference can find: where forward and backward are wrong together, they fit.
+# Would these checks notice? Plant a bug and see. Twelve of the kind that real projects ship are in
+# lessons/tools/bugs.py, each a few lines. Some of them no finite difference can find: where forward and backward
+# are wrong together, they fit.
 print("\npython lessons/02_model.py --break NAME")
 list_bugs()
 

@@ -11,21 +11,21 @@ import sys
 import time
 from dataclasses import asdict, fields
 
-from common import SEED, add_data, command_line, note_interruptions, open_dataset, parse, resumed_arguments, set_aside
+from tools.common import SEED, add_data, command_line, note_interruptions, open_dataset, parse, resumed, set_aside
 
 import numpy as np
 
 from vae_np import VAE
-from vae_np import images as pictures
 from vae_np.backend import to_cpu, to_device
-from vae_np.command import POSITIVE, not_negative, number_in, positive
-from vae_np.data import to_float
-from vae_np.diagnostics import warnings
-from vae_np.files import hold
+from vae_np.disk.dataset import to_float
+from vae_np.disk.files import hold
 from vae_np.losses import LIKELIHOODS, Bernoulli, kl_divergence
-from vae_np.metrics import evaluate, ledger_table
 from vae_np.optim import Adam
-from vae_np.train import LOOK, Settings, Trainer, write_history
+from vae_np.run.command import POSITIVE, not_negative, number_in, positive
+from vae_np.run.trainer import LOOK, Settings, Trainer, write_history
+from vae_np.study import pictures
+from vae_np.study.diagnostics import warnings
+from vae_np.study.metrics import evaluate, ledger_table
 
 default = Settings()
 parser = command_line(__doc__, "runs/03_train")
@@ -55,7 +55,7 @@ args = parse(parser)
 checkpoint_path = args.out / "checkpoint.npz"
 
 if args.resume:
-    args = resumed_arguments(parser, checkpoint_path)
+    args = resumed(parser, checkpoint_path)
 names = {field.name for field in fields(Settings)}
 settings = Settings(**{name: value for name, value in vars(args).items() if name in names})
 dataset = open_dataset(args.data)
@@ -111,7 +111,7 @@ print(f"50 steps of Adam on |values|^2: {values.round(4)} by hand, {to_cpu(by_pa
 assert np.allclose(values, to_cpu(by_package), rtol=1e-10)
 
 # %% Train
-# Trainer.train_epoch in vae_np/train.py is the whole algorithm: shuffle; for every batch draw noise, forward, loss,
+# Trainer.train_epoch in run/trainer.py is the whole algorithm: shuffle; for every batch draw noise, forward, loss,
 # backward, clip, step; then measure on validation images, which are never learned from. Why these defaults: small
 # batches, since ten epochs are few steps; a warm-up of the learning rate and of beta, since the first steps are wild
 # and a KL term at full weight invites the encoder to give up; a cosine that lets the learning rate end near zero.

@@ -8,18 +8,18 @@ through a sampled code, how the model compares with a linear one of the same siz
 import json
 import math
 
-from common import add_checkpoint, command_line, open_checkpoint, parse, require, spread
+from tools.common import add_checkpoint, command_line, open_checkpoint, parse, require, spread
 
 import numpy as np
 from tqdm import tqdm
 
-from vae_np import images as pictures
-from vae_np.command import POSITIVE
-from vae_np.data import to_float
-from vae_np.files import replacing
+from vae_np.disk.dataset import to_float
+from vae_np.disk.files import replacing
 from vae_np.losses import likelihood_of
-from vae_np.metrics import evaluate, importance_weighted_bound, ledger, ledger_table, psnr, sigma_of_weight, ssim
-from vae_np.principal_components import PrincipalComponents
+from vae_np.run.command import POSITIVE
+from vae_np.study import pictures
+from vae_np.study.metrics import evaluate, importance_weighted_bound, ledger, ledger_table, psnr, sigma_of_weight, ssim
+from vae_np.study.principal_components import PrincipalComponents
 
 parser = command_line(__doc__, "runs/04_reconstruct")
 add_checkpoint(parser)

@@ -8,16 +8,16 @@ the prior says, four ways to describe where they are, and how to find out whethe
 import math
 import time
 
-from common import SEED, add_checkpoint, command_line, encode_all, open_checkpoint, parse, require, spread
+from tools.common import SEED, add_checkpoint, command_line, encode_all, open_checkpoint, parse, require, spread
 
 import numpy as np
 from tqdm import tqdm
 
-from vae_np import checkpoint
-from vae_np import images as pictures
-from vae_np.checkpoint import PRIORS
-from vae_np.data import to_float
-from vae_np.priors import Standard, draw
+from vae_np.disk.dataset import to_float
+from vae_np.run import checkpoint
+from vae_np.run.checkpoint import PRIORS
+from vae_np.study import pictures
+from vae_np.study.priors import Standard, draw
 
 parser = command_line(__doc__, "runs/05_sample")
 add_checkpoint(parser)
@@ -83,8 +83,8 @@ axes[0, 1].set(title="variance of z along principal axes", xlabel="axis, sorted"
 # %% Four priors
 # So draw codes from where they are. The decoder stays as it is; only the density that codes are drawn from is fitted.
 #   gaussian    N(mean, covariance): noise times the Cholesky factor L, covariance = L L^T, plus the mean
-#   mixture     several Gaussians, fitted by expectation-maximisation; vae_np/mixture.py derives it
-#   two-stage   a second, small VAE that learns the distribution of codes (Dai and Wipf 2019); vae_np/code_vae.py
+#   mixture     several Gaussians, fitted by expectation-maximisation; vae_np/study/mixture.py derives it
+#   two-stage   a second, small VAE that learns the distribution of codes (Dai and Wipf 2019); vae_np/study/two_stage.py
 # All are fitted to training codes alone.
 priors, seconds = {}, {}
 for number, (name, kind) in enumerate(PRIORS.items()):
@@ -101,7 +101,7 @@ logs = [component.log_density(z[:1])[0] for component in mixture.components]
 densities = [math.exp(log - max(logs)) for log in logs]  # of the largest; else all may be 0
 naive = math.log(sum(weight * d for weight, d in zip(mixture.weights, densities, strict=True))) + max(logs)
 assert math.isclose(naive, mixture.log_density(z[:1])[0], rel_tol=1e-9)
-# What rises is the log likelihood and a penalty for covariances far from that of all codes (vae_np/mixture.py). The
+# What rises is the log likelihood and a penalty for covariances far from that of all codes (study/mixture.py). The
 # start, far below, with all components alike but for their means, is left out of the chart.
 print(f"expectation-maximisation: {mixture.rise[0]:.2f} nats per code at first, with the penalty, "
       f"{mixture.rise[-1]:.2f} after {len(mixture.rise) - 1} steps")
@@ -184,5 +184,5 @@ print(f"{args.out}/standard_samples.png, temperatures.png, aggregate_posterior.p
 #
 # Exercises
 # 1. Fit a Gaussian to the codes of faces that share an attribute (dataset.column("Smiling")) and sample from it.
-# 2. Give Mixture.fit (vae_np/mixture.py) shrinkage=10, then components=3. What happens to training and held-out codes?
+# 2. Give Mixture.fit (study/mixture.py) shrinkage=10, then components=3. What happens to training and held-out codes?
 # 3. Train with --beta 0.2 and come back: how do the mismatch in nats and the samples from the prior change?

@@ -5,14 +5,14 @@ while a cross-fade of pixels does not, and what single dimensions of the code ha
 """
 
 # %% Settings
-from common import add_checkpoint, command_line, encode_all, open_checkpoint, parse, require, spread
+from tools.common import add_checkpoint, command_line, encode_all, open_checkpoint, parse, require, spread
 
 import numpy as np
 
-from vae_np import images as pictures
-from vae_np.command import POSITIVE, number_in
-from vae_np.data import to_float
-from vae_np.metrics import kl_per_dimension
+from vae_np.disk.dataset import to_float
+from vae_np.run.command import POSITIVE, number_in
+from vae_np.study import pictures
+from vae_np.study.metrics import kl_per_dimension
 
 parser = command_line(__doc__, "runs/06_interpolate")
 add_checkpoint(parser)

@@ -5,14 +5,14 @@ a name, such as glasses, to keep one attribute from dragging others along, and t
 """
 
 # %% Settings
-from common import add_checkpoint, command_line, encode_all, open_checkpoint, parse, require, spread
+from tools.common import add_checkpoint, command_line, encode_all, open_checkpoint, parse, require, spread
 
 import numpy as np
 
-from vae_np import images as pictures
-from vae_np.data import to_float
+from vae_np.disk.dataset import to_float
 from vae_np.errors import DatasetError
-from vae_np.logistic import LogisticRegression, area_under_curve, loss_and_gradient
+from vae_np.study import pictures
+from vae_np.study.logistic import LogisticRegression, area_under_curve, loss_and_gradient
 
 DEFAULT = ["Smiling", "Eyeglasses", "Blond_Hair", "Male", "Heavy_Makeup", "Young"]
 parser = command_line(__doc__, "runs/07_attributes")
@@ -51,7 +51,7 @@ print(f"directions for {', '.join(chosen)}")
 # %% What does the code know?
 # Logistic regression answers from a weighted sum of the code: p = sigmoid(w . mu + b). Its loss is -log p for a face
 # that has the attribute and -log(1 - p) for one that has not, averaged over faces. Its gradient, its second derivatives
-# and the few steps of Newton's method that lead to the minimum are in vae_np/logistic.py. One face at a time:
+# and the few steps of Newton's method that lead to the minimum are in vae_np/study/logistic.py. One face at a time:
 some, labels = train_mu[:100], train_answers[:100, column[chosen[0]]]
 parameters = np.random.default_rng(0).normal(0, 0.1, model.latent_dim + 1)
 naive = 0.0

@@ -8,22 +8,22 @@ averaged over pixels collapses, what warm-up, cycles, free bits and a calibrated
 import math
 import time
 
-from common import add_data, command_line, encode_all, open_dataset, parse, require
+from tools.common import add_data, command_line, encode_all, open_dataset, parse, require
 
 import numpy as np
 
-import objectives
+from tools import objectives
 from vae_np import VAE
-from vae_np import images as pictures
 from vae_np.backend import to_cpu, to_device
-from vae_np.command import POSITIVE
-from vae_np.data import to_float
-from vae_np.factors import information, linear_r_squared, load_factors, mutual_information_gap
+from vae_np.disk.dataset import to_float
 from vae_np.losses import Gaussian
-from vae_np.metrics import active_units, evaluate, kl_per_dimension, psnr
-from vae_np.principal_components import PrincipalComponents
-from vae_np.priors import draw
-from vae_np.train import Settings, Trainer
+from vae_np.run.command import POSITIVE
+from vae_np.run.trainer import Settings, Trainer
+from vae_np.study import pictures
+from vae_np.study.factors import information, linear_r_squared, load_factors, mutual_information_gap
+from vae_np.study.metrics import active_units, evaluate, kl_per_dimension, psnr
+from vae_np.study.principal_components import PrincipalComponents
+from vae_np.study.priors import draw
 
 parser = command_line(__doc__, "runs/08_objectives")
 add_data(parser)

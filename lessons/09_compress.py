@@ -13,21 +13,21 @@ import math
 import sys
 from fractions import Fraction
 
-from common import add_checkpoint, command_line, encode_all, open_checkpoint, parse, require, set_aside, spread
+from tools.common import add_checkpoint, command_line, encode_all, open_checkpoint, parse, require, set_aside, spread
 
 import numpy as np
 from PIL import Image
 
-from vae_np import images as pictures
-from vae_np.codec import HEADER, Codec
-from vae_np.command import POSITIVE, positive
-from vae_np.data import to_float
+from tools.vaez import add_commands, run_command
+from vae_np.disk.dataset import to_float
 from vae_np.errors import CheckpointError
-from vae_np.metrics import kl_per_dimension, psnr, ssim
-from vae_np.principal_components import PrincipalComponents
-from vae_np.priors import draw
-from vae_np.range_coder import Encoder
-from vaez import add_commands, run_command
+from vae_np.run.command import POSITIVE, positive
+from vae_np.study import pictures
+from vae_np.study.codec import HEADER, Codec
+from vae_np.study.metrics import kl_per_dimension, psnr, ssim
+from vae_np.study.principal_components import PrincipalComponents
+from vae_np.study.priors import draw
+from vae_np.study.range_coder import Encoder
 
 parser = command_line(__doc__, "runs/09_compress")
 add_checkpoint(parser)
@@ -65,7 +65,7 @@ print(f"a training face is {' '.join(map(str, values[0, :12]))} ... and costs {n
 assert math.isclose(naive, codec.bits(values)[0], rel_tol=1e-9)
 
 # %% From whole numbers to bytes
-# vae_np/range_coder.py derives the coder: a message is an interval, and every symbol narrows it. With fractions:
+# vae_np/study/range_coder.py derives the coder: a message is an interval, and every symbol narrows it. With fractions:
 low, width = Fraction(0), Fraction(1)
 coder = Encoder()
 for symbol in (1, 0, 2):  # in an alphabet of three, with frequencies 1, 2 and 5
@@ -76,7 +76,7 @@ print(f"symbols 1, 0, 2 are the interval from {low} to {low + width}, or {-math.
 assert (Fraction(coder.low, coder.whole), Fraction(coder.width, coder.whole)) == (low, width)
 
 # %% The codec as a file
-# A .vaez file is the code and eight bytes before it (vae_np/codec.py). All else that it takes to see the face is with
+# A .vaez file is the code and eight bytes before it (study/codec.py). All else that it takes to see the face is with
 # the reader: the checkpoint and codec.npz, with the tables. Give both to whom you send .vaez files, and keep them: with
 # a model that was trained further, or with tables for another step, old files are refused.
 try:

@@ -9,20 +9,19 @@ import copy
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from common import command_line, parse
+from tools.common import command_line, parse
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-import gpu
-import gpu_timing
-from vae_np import images as pictures
-from vae_np import winograd
+from tools import gpu, gpu_timing
 from vae_np.backend import xp
-from vae_np.command import positive
 from vae_np.conv import Conv2d, Workspace, unfold
-from vae_np.parallel import available_cores
-from vae_np.winograd import WinogradConv2d
+from vae_np.fast import winograd
+from vae_np.fast.winograd import WinogradConv2d
+from vae_np.fast.workers import available_cores
+from vae_np.run.command import positive
+from vae_np.study import pictures
 
 parser = command_line(__doc__, "runs/10_speed")
 parser.add_argument("--seconds", type=positive, default=1.0, help="seconds for each measurement")
@@ -70,7 +69,7 @@ assert np.array_equal(tiles[4, 0], image[0, 1:3, 1:3].ravel()), "fifth of nine: 
 # t = D b, u = E g, m = t u, y = A m. On the way back each matrix is transposed, and m has the product rule:
 #     dm = A^T dy          dg = E^T (t dm)          db = D^T (u dm)
 # A is the transpose of E, so nine_of_four and four_of_nine change places; images_of is tiles_of transposed. In
-# vae_np.winograd nobody multiplies by these matrices: each is a function that adds. Are they the same?
+# fast/winograd.py nobody multiplies by these matrices: each is a function that adds. Are they the same?
 dy = np.array([1, 10])
 print(f"backwards         dy {dy} -> dg {E.T @ (t * (A.T @ dy))}; by hand 5*1 + 2*10 and 2*1 + 7*10")
 for name, given, shape, matrix in (("differences", b[:, None], (3, 1, 1), D), ("three_of_two", g[:, None], (3, 1), E),
@@ -187,7 +186,7 @@ pictures.bars(args.out / "steps.png", steps, "images per second on one core",
 print(f"{args.out}/steps.png")
 
 # %% And on a GPU?
-gpu.explain()  # launches and memory traffic count there: lessons/gpu.py adds them up, and gpu_timing.py times them
+gpu.explain()  # launches and memory traffic count there: tools/gpu.py adds them up, and gpu_timing.py times them
 
 # %% What you should see
 # Hundreds of times the speed as soon as Python no longer sees single numbers, and five times or so after that, near the
@@ -195,5 +194,5 @@ gpu.explain()  # launches and memory traffic count there: lessons/gpu.py adds th
 #
 # Exercises
 # 1. The model's first layer is IMAGES, SIZE, INPUTS, OUTPUTS = 32, 64, 3, 32. Why does build_encoder take Conv2d there?
-# 2. Set IMAGES to 2, and to 128. Which steps mind, and why? What has it to do with SHARD_SIZE in vae_np/parallel.py?
+# 2. Set IMAGES to 2, and to 128. Which steps mind, and why? What has it to do with SHARD_SIZE in fast/workers.py?
 # 3. Find four products that make three outputs of a kernel of two taps. How many would 3x3 outputs take, for 36?

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_tools.prepared import DatasetWriter
-from vae_np.data import Dataset
+from vae_np.disk.dataset import Dataset
 
 # Tests start programs in folders of their own, where a relative path would lead nowhere.
 if "PYTHONPATH" in os.environ:

@@ -6,9 +6,9 @@ import numpy as np
 
 from vae_np import VAE
 from vae_np.backend import to_cpu, to_device
+from vae_np.fast.workers import Workers
 from vae_np.losses import LIKELIHOODS
-from vae_np.parallel import Workers
-from vae_np.train import Settings, Trainer
+from vae_np.run.trainer import Settings, Trainer
 
 STEPS, BATCH = 20, 12
 

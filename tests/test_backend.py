@@ -105,12 +105,12 @@ def imported_modules(path):
 
 def test_only_the_backend_imports_cupy_and_only_images_imports_matplotlib():
     users = {"cupy": set(), "matplotlib": set()}
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         for name, _ in imported_modules(path):
             if name.split(".")[0] in users:
                 users[name.split(".")[0]].add(path.name)
-    assert users == {"cupy": {"backend.py"}, "matplotlib": {"images.py"}}
-    loaded = import_with(None, "import sys, vae_np.train, vae_np.images; print('matplotlib' in sys.modules)")
+    assert users == {"cupy": {"backend.py"}, "matplotlib": {"pictures.py"}}
+    loaded = import_with(None, "import sys, vae_np.study.pictures; print('matplotlib' in sys.modules)")
     assert loaded.stdout.strip() == "False"
 
 
@@ -121,5 +121,5 @@ def test_importing_the_package_is_quick_since_no_large_module_comes_with_it():
 
 
 def test_the_package_knows_no_lesson_and_no_tool():
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         assert not {name for name, _ in imported_modules(path) if name.split(".")[0] in {"lessons", "data_tools"}}, path

@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-from vae_np import VAE, backend, benchmark
+from vae_np import VAE, backend
 from vae_np.losses import LIKELIHOODS
-from vae_np.train import Trainer
+from vae_np.run import benchmark
+from vae_np.run.trainer import Trainer
 
 KEYS = ["backend", "batch_size", "threads", "images_per_second", "peak_memory_mb"]
 QUICK = ["--batch-size", "3", "--steps", "2", "--threads", "1"]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-import bugs
+from tools import bugs
 from vae_np import backend
 from vae_np.gradcheck import all_checks, results_of
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from data_tools import celeba
 from data_tools.celeba_source import PlainFile, files_in_folder, find_celeba, read_attributes, read_partition
-from vae_np.data import Dataset
+from vae_np.disk.dataset import Dataset
 from vae_np.errors import DatasetError
 
 NAMES = ["000001.jpg", "000002.jpg", "000003.jpg", "162771.jpg", "162772.jpg", "182638.jpg", "182639.jpg"]

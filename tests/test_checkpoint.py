@@ -5,15 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from vae_np import VAE, checkpoint
+from vae_np import VAE
 from vae_np.backend import to_cpu
-from vae_np.checkpoint import PRIORS
-from vae_np.code_vae import TwoStage
+from vae_np.disk.files import hold
 from vae_np.errors import CheckpointError
-from vae_np.files import hold
-from vae_np.mixture import Mixture
-from vae_np.priors import Gaussian, Standard
-from vae_np.train import Settings, Trainer
+from vae_np.run import checkpoint
+from vae_np.run.checkpoint import PRIORS
+from vae_np.run.trainer import Settings, Trainer
+from vae_np.study.mixture import Mixture
+from vae_np.study.priors import Gaussian, Standard
+from vae_np.study.two_stage import TwoStage
 
 SMALL = {"image_size": 16, "channels": [4, 6], "latent_dim": 5}
 

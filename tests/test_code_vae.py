@@ -7,9 +7,9 @@ import pytest
 from chance import assert_like_draws
 
 from vae_np.backend import to_cpu, to_device
-from vae_np.code_vae import CodeVAE, TwoStage
 from vae_np.gradcheck import check_direction
-from vae_np.priors import Gaussian
+from vae_np.study.priors import Gaussian
+from vae_np.study.two_stage import CodeVAE, TwoStage
 
 
 def vectors(rng, count=6, latent_dim=3, dtype="float64"):

@@ -7,9 +7,10 @@ import zlib
 import numpy as np
 import pytest
 
-from vae_np import VAE, checkpoint
-from vae_np.codec import HEADER, LARGEST, WIDEST, Codec
+from vae_np import VAE
 from vae_np.errors import CheckpointError, InputError
+from vae_np.run import checkpoint
+from vae_np.study.codec import HEADER, LARGEST, WIDEST, Codec
 
 Z = 6
 DEVIATIONS = np.array([0.05, 0.1, 0.3, 0.7, 1.0, 1.0])  # of the posterior; the last two dimensions tell nothing

@@ -17,7 +17,7 @@ from naive import NaiveConv, NaiveConvTranspose
 from vae_np.backend import to_cpu, to_device, xp
 from vae_np.conv import Conv2d, ConvTranspose2d
 from vae_np.errors import InputError
-from vae_np.winograd import WinogradConv2d, WinogradConvTranspose2d
+from vae_np.fast.winograd import WinogradConv2d, WinogradConvTranspose2d
 
 # By kind, the rows or columns of its input that fall into one tile of the fast path; 0 for kinds that have none.
 TILES = {Conv2d: 0, ConvTranspose2d: 0, WinogradConv2d: 4, WinogradConvTranspose2d: 2}

@@ -13,12 +13,13 @@ import parity
 import pytest
 from conftest import write_dataset
 
-from vae_np import VAE, backend, train
+from vae_np import VAE, backend
 from vae_np.backend import to_cpu, to_device, xp
-from vae_np.data import batches, kept_on_device, to_float
+from vae_np.disk.dataset import batches, kept_on_device, to_float
 from vae_np.errors import TrainingError
 from vae_np.losses import LIKELIHOODS
-from vae_np.train import Settings, Trainer
+from vae_np.run import trainer as train
+from vae_np.run.trainer import Settings, Trainer
 
 pytestmark = pytest.mark.skipif(backend.NAME != "cupy", reason="needs VAE_BACKEND=cupy")
 stand_in = getattr(xp, "stand_in", None)
@@ -94,7 +95,7 @@ def test_training_images_are_kept_on_the_device_where_they_fit(ramps, monkeypatc
     order = np.random.default_rng(0).permutation(len(images))
     on_device = kept_on_device(images)
     assert isinstance(on_device, xp.ndarray) and on_device.dtype == np.uint8
-    monkeypatch.setattr("vae_np.data.free_memory", lambda: 2 * images.nbytes - 1)
+    monkeypatch.setattr("vae_np.disk.dataset.free_memory", lambda: 2 * images.nbytes - 1)
     on_host = kept_on_device(images)
     assert on_host is images
     pairs = [*zip(batches(on_device, 7, order), batches(on_host, 7, order), strict=True)]
@@ -132,7 +133,7 @@ def test_a_checkpoint_is_numpys_own(tmp_path):
     trainer = trainer_for(dataset)
     trainer.train_epoch()
     trainer.save(tmp_path / "checkpoint.npz")
-    code = ("import sys, numpy as np; from vae_np.checkpoint import load_model; from vae_np.backend import NAME\n"
+    code = ("import sys, numpy as np; from vae_np.run.checkpoint import load_model; from vae_np.backend import NAME\n"
             "model, _, _ = load_model(sys.argv[1]); print(NAME); np.save(sys.argv[2], model.values)")
     environment = {**os.environ, "VAE_BACKEND": "numpy"}
     subprocess.run([sys.executable, "-c", code, tmp_path / "checkpoint.npz", tmp_path / "values.npy"], env=environment,

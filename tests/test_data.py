@@ -5,7 +5,7 @@ import pytest
 
 from data_tools.prepared import DatasetWriter
 from vae_np.backend import to_cpu
-from vae_np.data import Dataset, batches, checksum, to_float
+from vae_np.disk.dataset import Dataset, batches, checksum, to_float
 from vae_np.errors import DatasetError
 
 RNG = np.random.default_rng(0)

@@ -4,8 +4,8 @@ import pytest
 from conftest import write_dataset
 
 from vae_np import VAE
-from vae_np.diagnostics import warnings
-from vae_np.train import Settings, Trainer
+from vae_np.run.trainer import Settings, Trainer
+from vae_np.study.diagnostics import warnings
 
 
 def rows(**columns):

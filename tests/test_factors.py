@@ -7,9 +7,9 @@ import pytest
 from conftest import write_dataset
 
 from data_tools import toy_faces
-from vae_np.data import Dataset
+from vae_np.disk.dataset import Dataset
 from vae_np.errors import DatasetError
-from vae_np.factors import (
+from vae_np.study.factors import (
     VISIBLE_WITH,
     discretise,
     entropy,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vae_np.files import replacing
+from vae_np.disk.files import replacing
 
 
 def test_writes_into_new_folders(tmp_path):

@@ -25,10 +25,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_tools import celeba, celeba_source
-from vae_np import VAE, checkpoint
-from vae_np.data import Dataset, batches
+from vae_np import VAE
+from vae_np.disk.dataset import Dataset, batches
 from vae_np.errors import VAEError
-from vae_np.train import Epoch, Settings, Trainer
+from vae_np.run import checkpoint
+from vae_np.run.trainer import Epoch, Settings, Trainer
 
 INPUTS = int(os.environ.get("VAE_FUZZ", 210))
 EXTREMES = (0, 1, 2, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)

@@ -20,7 +20,7 @@ from conftest import write_dataset
 
 from vae_np import VAE
 from vae_np.backend import to_device
-from vae_np.train import Settings, Trainer
+from vae_np.run.trainer import Settings, Trainer
 
 STEPS = 20
 

@@ -6,8 +6,8 @@ import pkgutil
 import numpy as np
 import pytest
 
-import bugs
 import vae_np
+from tools import bugs
 from vae_np import gradcheck
 from vae_np.backend import to_cpu, to_device
 from vae_np.gradcheck import (

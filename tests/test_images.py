@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from vae_np import images
+from vae_np.study import pictures as images
 
 
 def test_to_uint8_rounds_and_clips():

@@ -20,14 +20,15 @@ import numpy as np
 import pytest
 from conftest import write_dataset
 
-from vae_np import VAE, checkpoint, command, optim
-from vae_np import train as train_module
+from vae_np import VAE, optim
 from vae_np.backend import to_cpu
-from vae_np.data import Dataset
+from vae_np.disk.dataset import Dataset
+from vae_np.disk.files import hold
 from vae_np.errors import TrainingError
-from vae_np.files import hold
-from vae_np.parallel import Workers
-from vae_np.train import Settings, Trainer
+from vae_np.fast.workers import Workers
+from vae_np.run import checkpoint, command
+from vae_np.run import trainer as train_module
+from vae_np.run.trainer import Settings, Trainer
 
 KILLS = int(os.environ.get("VAE_KILLS", "3"))
 LESSONS = Path(__file__).parent.parent / "lessons"
@@ -79,9 +80,9 @@ TRAIN = """
 import os, sys, time
 from pathlib import Path
 from vae_np import VAE
-from vae_np.data import Dataset
-from vae_np.files import hold
-from vae_np.train import Settings, Trainer
+from vae_np.disk.dataset import Dataset
+from vae_np.disk.files import hold
+from vae_np.run.trainer import Settings, Trainer
 
 path, epochs = Path(sys.argv[2]), int(sys.argv[3])
 lock = hold(path.parent)
@@ -371,7 +372,11 @@ def test_a_run_interrupted_anywhere_ends_with_the_same_bits(ramps, tmp_path, mon
 LESSON = """
 import errno, os, runpy, signal, sys
 import numpy as np
-from vae_np import files, images, optim, parallel, train, vae
+from vae_np import optim, vae
+from vae_np.disk import files
+from vae_np.fast import workers as parallel
+from vae_np.run import trainer as train
+from vae_np.study import pictures as images
 images.plot_losses = images.save = lambda *args, **kwargs: None
 step = train.Trainer.train_step
 

@@ -13,8 +13,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vae_np import backend, conv, kernels, layers, losses, optim, winograd
+from vae_np import backend, conv, layers, losses, optim
 from vae_np.backend import to_cpu, to_device
+from vae_np.fast import gpu as kernels
+from vae_np.fast import winograd
 
 # One call for each kernel, at sizes that differ wherever they can: {name: (owner, arguments of function(draw))}. draw
 # makes a random array; an argument that is written to stands in both lists of results.

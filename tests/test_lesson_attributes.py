@@ -10,10 +10,10 @@ from conftest import write_dataset
 from test_lessons import fail, pictures_in, succeed
 
 from vae_np import VAE
-from vae_np.checkpoint import load_model
-from vae_np.data import Dataset, checksum, to_float
-from vae_np.logistic import LogisticRegression, area_under_curve
-from vae_np.train import Settings, Trainer
+from vae_np.disk.dataset import Dataset, checksum, to_float
+from vae_np.run.checkpoint import load_model
+from vae_np.run.trainer import Settings, Trainer
+from vae_np.study.logistic import LogisticRegression, area_under_curve
 
 LESSON = "07_attributes.py"
 PICTURES = {"classifiers.png", "strengths.png", "correction.png", "transfer.png"}

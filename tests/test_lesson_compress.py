@@ -10,10 +10,10 @@ from test_lessons import SMALL, fail, pictures_in, succeed
 
 from data_tools.celeba import decode
 from data_tools.photograph import read_photograph
-from vae_np import checkpoint
-from vae_np.codec import HEADER, Codec
-from vae_np.data import to_float
+from vae_np.disk.dataset import to_float
 from vae_np.errors import DatasetError, InputError
+from vae_np.run import checkpoint
+from vae_np.study.codec import HEADER, Codec
 
 LESSON = "09_compress.py"
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import gpu
-import gpu_timing
-from vae_np import VAE, backend, conv, layers, optim, winograd
+from tools import gpu, gpu_timing
+from vae_np import VAE, backend, conv, layers, optim
+from vae_np.fast import winograd
 from vae_np.losses import Bernoulli
 
 on_numpy = pytest.mark.skipif(backend.NAME != "numpy", reason="watches NumPy at work")

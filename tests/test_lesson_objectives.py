@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from test_lessons import fail, pictures_in, succeed
 
-import objectives
 from data_tools import toy_faces
+from tools import objectives
 from vae_np import VAE
-from vae_np.train import Settings, Trainer
+from vae_np.run.trainer import Settings, Trainer
 
 SMALL = ["--epochs", "8", "--channels", "4", "8", "--latent-dim", "4"]
 PIXELS = 16 * 16 * 3

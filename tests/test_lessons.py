@@ -17,7 +17,7 @@ from conftest import write_dataset
 from PIL import Image
 
 from vae_np import backend
-from vae_np.data import Dataset
+from vae_np.disk.dataset import Dataset
 
 LESSONS = Path(__file__).parent.parent / "lessons"
 NAMES = sorted(path.name for path in LESSONS.glob("[0-9]*.py"))
@@ -200,7 +200,8 @@ def test_resuming_in_the_lesson_equals_not_having_stopped(room):
     flags = ["--data", "faces", *SMALL, "--seed", 4]
     succeed("03_train.py", *flags, "--epochs", 3, "--out", "straight", cwd=room)
     # The schedule knows how many epochs there will be, so the run is stopped by hand after the first of three.
-    stop = ("import sys, runpy; from vae_np.train import Trainer; save = Trainer.save; sys.path.insert(0, r'{}')\n"
+    stop = ("import sys, runpy; from vae_np.run.trainer import Trainer; save = Trainer.save\n"
+            "sys.path.insert(0, r'{}')\n"
             "def once(self, path): save(self, path); sys.exit(9)\n"
             "Trainer.save = once; sys.argv[0] = '03_train.py'; runpy.run_path(r'{}', run_name='__main__')")
     command = [sys.executable, "-c", stop.format(LESSONS, LESSONS / "03_train.py"), *map(str, flags)]

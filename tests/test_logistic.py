@@ -7,7 +7,7 @@ import pytest
 
 from vae_np.errors import InputError
 from vae_np.gradcheck import numerical_gradient, relative_error
-from vae_np.logistic import LogisticRegression, area_under_curve, hessian, loss_and_gradient, newton, sigmoid
+from vae_np.study.logistic import LogisticRegression, area_under_curve, hessian, loss_and_gradient, newton, sigmoid
 
 
 def problem(rng, count=60, columns=4):

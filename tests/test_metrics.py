@@ -5,10 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from vae_np import VAE, backend, metrics, parallel
+from vae_np import VAE, backend
 from vae_np.backend import to_cpu, to_device
-from vae_np.data import to_float
+from vae_np.disk.dataset import to_float
 from vae_np.errors import InputError
+from vae_np.fast import workers as parallel
+from vae_np.fast.workers import Workers
 from vae_np.layers import Dense, Reshape, Sequential
 from vae_np.losses import (
     LIKELIHOODS,
@@ -20,7 +22,8 @@ from vae_np.losses import (
     sigmoid,
     softplus,
 )
-from vae_np.metrics import (
+from vae_np.study import metrics
+from vae_np.study.metrics import (
     active_units,
     evaluate,
     importance_weighted_bound,
@@ -33,7 +36,6 @@ from vae_np.metrics import (
     smooth,
     ssim,
 )
-from vae_np.parallel import Workers
 
 
 def test_psnr_by_hand():

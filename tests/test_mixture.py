@@ -8,8 +8,8 @@ from chance import assert_like_draws
 from test_priors import integral, posteriors
 
 from vae_np.errors import InputError
-from vae_np.mixture import Mixture, log_sum_exp
-from vae_np.priors import Gaussian, draw
+from vae_np.study.mixture import Mixture, log_sum_exp
+from vae_np.study.priors import Gaussian, draw
 
 WEIGHTS, MEANS = np.array([0.7, 0.3]), np.array([[-2.0, 0], [3.0, 1]])
 COVARIANCES = np.array([[[1.0, 0.5], [0.5, 0.6]], [[0.4, -0.3], [-0.3, 0.7]]])

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from vae_np import VAE, backend, parallel
+from vae_np import VAE, backend
 from vae_np.backend import to_cpu, to_device
+from vae_np.fast import workers as parallel
+from vae_np.fast.workers import Workers
 from vae_np.gradcheck import relative_error
 from vae_np.losses import LIKELIHOODS, Bernoulli, CalibratedGaussian, squared_error
-from vae_np.parallel import Workers
-from vae_np.train import Settings, Trainer
+from vae_np.run.trainer import Settings, Trainer
 
 COUNT = 13
 several_workers = pytest.mark.skipif(backend.NAME != "numpy", reason="a GPU has one worker")

@@ -14,7 +14,7 @@ import pytest
 
 from data_tools import check
 from data_tools.prepared import DatasetWriter, map_rows, submit_all
-from vae_np.data import Dataset, checksum
+from vae_np.disk.dataset import Dataset, checksum
 from vae_np.errors import DatasetError
 
 

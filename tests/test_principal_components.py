@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from vae_np.data import to_float
-from vae_np.metrics import psnr
-from vae_np.principal_components import PrincipalComponents
+from vae_np.disk.dataset import to_float
+from vae_np.study.metrics import psnr
+from vae_np.study.principal_components import PrincipalComponents
 
 
 def test_principal_components_are_those_of_the_svd(rng):

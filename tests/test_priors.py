@@ -7,7 +7,7 @@ import pytest
 from chance import assert_like_draws, assert_uncorrelated
 
 from vae_np.errors import InputError
-from vae_np.priors import Gaussian, Standard, draw
+from vae_np.study.priors import Gaussian, Standard, draw
 
 MEAN, COVARIANCE = np.array([1.0, -2.0]), np.array([[2.0, -0.6], [-0.6, 0.5]])
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vae_np.errors import InputError
-from vae_np.range_coder import COIN, Decoder, Encoder
+from vae_np.study.range_coder import COIN, Decoder, Encoder
 
 ALPHABETS = ((0, 1, 3, 8), (0, 1, 100_000), (0, 999_999, 1_000_000), (0, 5), COIN, tuple(range(300)))
 

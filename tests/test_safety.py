@@ -12,8 +12,9 @@ from conftest import write_dataset
 from PIL import Image
 
 from data_tools import celeba, toy_faces
-from vae_np import backend, benchmark, gradcheck
-from vae_np.parallel import Workers
+from vae_np import backend, gradcheck
+from vae_np.fast.workers import Workers
+from vae_np.run import benchmark
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("vae_np", "lessons", "data_tools")
@@ -137,7 +138,7 @@ MODULES = {"pickle", "marshal", "shelve", "dill", "joblib", "requests", "httpx",
 ATTRIBUTES = {"system", "popen", "execv", "execve", "execvp", "execl", "execlp", "spawnv", "spawnl", "posix_spawn",
               "startfile", "fork"}  # of os
 KEYWORDS = {"shell", "allow_pickle"}  # which must not be anything but False
-SUBPROCESSES = {"lessons/common.py"}  # may start programs
+SUBPROCESSES = {"lessons/tools/common.py"}  # may start programs
 
 
 def dangers(source, may_start_programs=False):
@@ -289,7 +290,7 @@ def test_a_traceback_is_for_those_who_ask_for_it(faces, tmp_path):
         done = train(faces, tmp_path, "--data", "nowhere", VAE_DEBUG=value)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.count("Traceback (most recent call last):") == shown
-        assert ('data.py", line' in done.stderr) == bool(shown)
+        assert ('dataset.py", line' in done.stderr) == bool(shown)
         assert done.stderr.endswith(plain.stderr)
 
 

@@ -23,7 +23,7 @@ from data_tools.toy_faces import (
     photo_window,
     split_counts,
 )
-from vae_np.data import Dataset
+from vae_np.disk.dataset import Dataset
 
 SEED = 5
 PLAIN = {

@@ -10,15 +10,16 @@ import pytest
 from chance import assert_like_draws, assert_uncorrelated
 from conftest import write_dataset
 
-from vae_np import VAE, checkpoint
-from vae_np import train as train_module
+from vae_np import VAE
 from vae_np.backend import NAME, to_cpu, to_device, xp
-from vae_np.data import Dataset, to_float
+from vae_np.disk.dataset import Dataset, to_float
 from vae_np.errors import CheckpointError, DatasetError, InputError, TrainingError
 from vae_np.gradcheck import relative_error
 from vae_np.losses import Bernoulli, kl_divergence, kl_per_dimension, sigmoid
-from vae_np.metrics import evaluate
-from vae_np.train import Settings, Trainer, write_history
+from vae_np.run import checkpoint
+from vae_np.run import trainer as train_module
+from vae_np.run.trainer import Settings, Trainer, write_history
+from vae_np.study.metrics import evaluate
 
 SMALL = {"image_size": 16, "channels": (6, 8), "latent_dim": 4}
 

@@ -11,11 +11,11 @@ from vae_np import VAE, backend
 from vae_np.backend import to_cpu, to_device
 from vae_np.conv import Conv2d, ConvTranspose2d
 from vae_np.errors import InputError
+from vae_np.fast.workers import Workers
 from vae_np.gradcheck import check_direction
 from vae_np.layers import Dense
 from vae_np.losses import LIKELIHOODS, Bernoulli, CalibratedGaussian, kl_divergence, squared_error
-from vae_np.parallel import Workers
-from vae_np.priors import Gaussian
+from vae_np.study.priors import Gaussian
 
 SMALL = {"image_size": 16, "channels": (4, 6), "latent_dim": 5}
 

@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 
-from vae_np import VAE, vae, winograd
+from vae_np import VAE, vae
 from vae_np.backend import to_cpu, to_device, xp
 from vae_np.conv import Conv2d, ConvTranspose2d, Workspace
 from vae_np.errors import InputError
-from vae_np.gradcheck import relative_error
-from vae_np.losses import Bernoulli
-from vae_np.winograd import (
+from vae_np.fast import winograd
+from vae_np.fast.winograd import (
     WinogradConv2d,
     WinogradConvTranspose2d,
     differences,
@@ -21,6 +20,8 @@ from vae_np.winograd import (
     tiles_of,
     two_of_three,
 )
+from vae_np.gradcheck import relative_error
+from vae_np.losses import Bernoulli
 
 # Each with the simple layer that it stands in for and the rows or columns of its input that make a tile.
 KINDS = [(WinogradConv2d, Conv2d, 4), (WinogradConvTranspose2d, ConvTranspose2d, 2)]

@@ -5,9 +5,9 @@ is a matrix product; `fold` is its adjoint and adds each row back where unfold t
 a convolution read backwards. Both layers are made of the same two functions, with the roles swapped.
 """
 
-from vae_np import kernels
 from vae_np.backend import on_gpu, xp
 from vae_np.errors import InputError
+from vae_np.fast import gpu as kernels
 from vae_np.layers import Layer, Parameter, add_bias, random_weight, sum_rows
 
 

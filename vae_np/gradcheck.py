@@ -20,12 +20,10 @@ import numpy as np
 
 from vae_np import backend
 from vae_np.backend import to_cpu, to_device, xp
-from vae_np.code_vae import CodeVAE
-from vae_np.command import OneLineParser, run
 from vae_np.conv import Conv2d, ConvTranspose2d
 from vae_np.errors import VAEError
+from vae_np.fast.winograd import WinogradConv2d, WinogradConvTranspose2d
 from vae_np.layers import Dense, Layer, LeakyReLU, Parameter, Reshape, Sequential
-from vae_np.logistic import hessian, loss_and_gradient
 from vae_np.losses import (
     LIKELIHOODS,
     CalibratedGaussian,
@@ -34,8 +32,10 @@ from vae_np.losses import (
     kl_per_dimension,
     squared_error,
 )
+from vae_np.run.command import OneLineParser, run
+from vae_np.study.logistic import hessian, loss_and_gradient
+from vae_np.study.two_stage import CodeVAE
 from vae_np.vae import VAE, Reparameterization
-from vae_np.winograd import WinogradConv2d, WinogradConvTranspose2d
 
 TOLERANCE = 1e-6
 ELEMENTS, DIRECTION = "element by element", "one random direction"

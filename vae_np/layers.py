@@ -10,9 +10,9 @@ import math
 
 import numpy as np
 
-from vae_np import kernels
 from vae_np.backend import on_gpu, to_device, xp
 from vae_np.errors import InputError
+from vae_np.fast import gpu as kernels
 
 
 class Parameter:

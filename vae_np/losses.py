@@ -7,9 +7,9 @@ loss = recon + beta * kl means the same at every image size. A shard of a larger
 
 import math
 
-from vae_np import kernels
 from vae_np.backend import on_gpu, xp
 from vae_np.errors import InputError
+from vae_np.fast import gpu as kernels
 
 
 def sigmoid(logits):

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from vae_np import kernels
 from vae_np.backend import on_gpu, xp
+from vae_np.fast import gpu as kernels
 
 # Numbers updated at a time, so that the arrays of a block stay in cache between the operations on them.
 BLOCK = 1 << 14

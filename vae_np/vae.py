@@ -12,11 +12,11 @@ import numpy as np
 from vae_np.backend import to_cpu, to_device, xp
 from vae_np.conv import Conv2d, ConvTranspose2d
 from vae_np.errors import InputError
+from vae_np.fast.winograd import WinogradConv2d, WinogradConvTranspose2d
+from vae_np.fast.workers import SHARD_SIZE, Workers
 from vae_np.layers import Dense, LeakyReLU, Reshape, Sequential, bind, pack
 from vae_np.losses import kl_divergence, sigmoid
-from vae_np.parallel import SHARD_SIZE, Workers
-from vae_np.priors import Standard
-from vae_np.winograd import WinogradConv2d, WinogradConvTranspose2d
+from vae_np.study.priors import Standard
 
 
 class Reparameterization:

@@ -12,10 +12,10 @@ try:
     import numpy as np
     from tqdm import tqdm
 
-    from vae_np import checkpoint
-    from vae_np.command import OneLineParser, number_in, report
-    from vae_np.data import Dataset, to_float
+    from vae_np.disk.dataset import Dataset, to_float
     from vae_np.errors import CheckpointError, DatasetError, InputError
+    from vae_np.run import checkpoint
+    from vae_np.run.command import OneLineParser, number_in, report
 except ModuleNotFoundError as missing:
     sys.exit(f"error: {missing.name} is not installed here; activate the environment that the README makes "
              "(. .venv/bin/activate), or install the project into this one (pip install -e .)")
@@ -66,7 +66,7 @@ def add_checkpoint(parser):
 def parse(parser):
     """The arguments; in a notebook, whose command line is the editor's own, the defaults."""
     if "ipykernel" in sys.modules:
-        os.chdir(Path(__file__).parent.parent)
+        os.chdir(Path(__file__).parents[2])
         return parser.parse_args([])
     return parser.parse_args()
 
@@ -139,7 +139,7 @@ def require(images, count, name):
         raise DatasetError(f"this lesson needs {count} {name} images or more, and there are {len(images)}")
 
 
-def resumed_arguments(parser, path):
+def resumed(parser, path):
     """The arguments of the run whose checkpoint is at `path`; what the command line says anew must not differ.
 
     Only --epochs may: the cosine of the learning rate then stretches to the new end. Ends the program with status 2

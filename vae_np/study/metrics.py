@@ -6,10 +6,10 @@ import numpy as np
 
 from vae_np import losses
 from vae_np.backend import to_cpu, to_device
-from vae_np.data import to_float
+from vae_np.disk.dataset import to_float
 from vae_np.errors import InputError
+from vae_np.fast.workers import SHARD_SIZE
 from vae_np.losses import Bernoulli, kl_divergence, sigmoid, squared_error
-from vae_np.parallel import SHARD_SIZE
 from vae_np.vae import require_images
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from vae_np.errors import InputError
-from vae_np.priors import Gaussian, draw
+from vae_np.study.priors import Gaussian, draw
 
 
 class Mixture:

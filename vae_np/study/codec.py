@@ -27,11 +27,11 @@ import zlib
 
 import numpy as np
 
-from vae_np import checkpoint
 from vae_np.backend import to_cpu
+from vae_np.disk.files import replacing
 from vae_np.errors import CheckpointError, InputError
-from vae_np.files import replacing
-from vae_np.range_coder import COIN, Decoder, Encoder
+from vae_np.run import checkpoint
+from vae_np.study.range_coder import COIN, Decoder, Encoder
 
 MAGIC, VERSION = b"z", b"1"
 HEADER = 8

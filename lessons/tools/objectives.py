@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vae_np import images as pictures
+from vae_np.study import pictures
 
 
 class SmallFaces:

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from vae_np.backend import to_cpu, to_device
-from vae_np.code_vae import TwoStage
+from vae_np.disk.files import hold, replacing
 from vae_np.errors import CheckpointError, TrainingError
-from vae_np.files import hold, replacing
-from vae_np.mixture import Mixture
-from vae_np.priors import Gaussian, Standard
+from vae_np.study.mixture import Mixture
+from vae_np.study.priors import Gaussian, Standard
+from vae_np.study.two_stage import TwoStage
 from vae_np.vae import VAE
 
 FORMAT_VERSION = 3

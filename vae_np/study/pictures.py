@@ -6,7 +6,7 @@ Only this file uses matplotlib, and imports it only when it draws.
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vae_np.files import replacing
+from vae_np.disk.files import replacing
 
 PAPER = 255  # the background, white
 GAP = 2  # pixels between two images

@@ -3,14 +3,14 @@
 import argparse
 from pathlib import Path
 
-from common import load_trained
+from tools.common import load_trained
 
 from data_tools.celeba import CROPS, crop_choice
 from data_tools.photograph import read_photograph
-from vae_np import images as pictures
-from vae_np.codec import HEADER, Codec
-from vae_np.data import to_float
-from vae_np.metrics import psnr
+from vae_np.disk.dataset import to_float
+from vae_np.study import pictures
+from vae_np.study.codec import HEADER, Codec
+from vae_np.study.metrics import psnr
 
 
 def add_commands(parser):

@@ -20,9 +20,9 @@ Every step but the product is linear, so the backward pass is made of the adjoin
 other's adjoint already: (g0, g1) -> (g0, g0 + g1, g1) and (m0, m1, m2) -> (m0 + m1, m1 + m2).
 """
 
-from vae_np import kernels
 from vae_np.backend import on_gpu, xp
 from vae_np.conv import Conv2d, ConvTranspose2d, Workspace
+from vae_np.fast import gpu as kernels
 from vae_np.layers import add_bias, sum_rows
 
 # Images that are cut into tiles at a time: few, so that what one step writes is still in cache when the next reads it.

@@ -14,7 +14,7 @@ from vae_np.errors import InputError
 from vae_np.layers import Dense, LeakyReLU, Sequential, pack
 from vae_np.losses import kl_divergence
 from vae_np.optim import Adam, learning_rate_at
-from vae_np.priors import Gaussian, draw
+from vae_np.study.priors import Gaussian, draw
 from vae_np.vae import Reparameterization
 
 WIDTH = 256

@@ -3,7 +3,7 @@
 import numpy as np
 from tqdm import tqdm
 
-from vae_np.data import to_float
+from vae_np.disk.dataset import to_float
 
 
 class PrincipalComponents:

@@ -9,13 +9,13 @@ from unittest import mock
 
 import numpy as np
 
-from gpu import ADAM_PASSES, Machine, launches, print_table
+from tools.gpu import ADAM_PASSES, Machine, launches, print_table
 from vae_np import VAE, optim
-from vae_np import images as pictures
 from vae_np.backend import synchronize, to_device, xp
 from vae_np.conv import Conv2d, ConvTranspose2d
+from vae_np.fast.winograd import WinogradConv2d, WinogradConvTranspose2d
 from vae_np.losses import Bernoulli
-from vae_np.winograd import WinogradConv2d, WinogradConvTranspose2d
+from vae_np.study import pictures
 
 PLAIN = {WinogradConv2d: Conv2d, WinogradConvTranspose2d: ConvTranspose2d}
 

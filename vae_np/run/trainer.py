@@ -9,16 +9,16 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from vae_np import checkpoint
 from vae_np.backend import to_cpu, to_device, xp
-from vae_np.data import batches, kept_on_device, to_float
+from vae_np.disk.dataset import batches, kept_on_device, to_float
+from vae_np.disk.files import replacing
 from vae_np.errors import CheckpointError, DatasetError, InputError, TrainingError
-from vae_np.files import replacing
-from vae_np.images import to_uint8
+from vae_np.fast.workers import Workers
 from vae_np.losses import LIKELIHOODS, CalibratedGaussian, free_bits, likelihood_of
-from vae_np.metrics import evaluate
 from vae_np.optim import Adam, beta_at, clip_gradient, cyclical_beta_at, learning_rate_at
-from vae_np.parallel import Workers
+from vae_np.run import checkpoint
+from vae_np.study.metrics import evaluate
+from vae_np.study.pictures import to_uint8
 
 LOOK = 8  # faces and samples that are looked at after each epoch
 TERMS = ("reconstruction", "KL", "loss", "gradient")  # what a step returns; "gradient" is its norm

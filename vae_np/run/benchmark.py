@@ -1,0 +1,137 @@
+"""Time training steps of the default model: noise, forward, loss, backward and update, just as training takes them.
+
+    python -m vae_np.benchmark --batch-size 128 --threads 2
+    python -m vae_np.benchmark --profile            with a table of the time by layer and pass
+
+The last line is JSON; images_per_second is the median over the steps that were timed.
+"""
+
+import json
+import statistics
+import sys
+import threading
+import time
+from collections import defaultdict
+
+import numpy as np
+
+from vae_np import backend
+from vae_np.backend import to_device
+from vae_np.disk.dataset import to_float
+from vae_np.fast.workers import MAX_THREADS
+from vae_np.losses import LIKELIHOODS
+from vae_np.run.command import POSITIVE, OneLineParser, number_in, run
+from vae_np.run.trainer import Settings, Trainer
+from vae_np.vae import VAE
+
+WARM_UP = 3  # steps that fill workspaces, and are not timed
+
+
+class RandomImages:
+    """Stands in for a data.Dataset: one batch of random images."""
+
+    folder = "random images"
+
+    def __init__(self, count, image_size):
+        self.image_size = image_size
+        self.images = np.random.default_rng(0).integers(0, 256, (count, image_size, image_size, 3), dtype=np.uint8)
+
+    def split(self, name, limit=None):
+        return self.images[:limit]
+
+
+class Profile:
+    """Seconds spent in the layers, added up over all threads, and in the update."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.seconds = defaultdict(float)
+        self.lock = threading.Lock()
+        for replica in trainer.workers.replicas:
+            for part, network in (("encoder", replica.encoder), ("decoder", replica.decoder)):
+                for number, layer in enumerate(network.layers):
+                    name = f"{part}.{number} {layer!r}"
+                    self._watch(layer, "forward", (name, "forward"))
+                    first = layer is replica.encoder.layers[0]  # of which training needs no gradient of the images
+                    self._watch(layer, "backward_parameters" if first else "backward", (name, "backward"))
+        self._watch(trainer.adam, "update", "Adam")
+
+    def _watch(self, owner, method, key):
+        original = getattr(owner, method)
+
+        def timed(*args, **kwargs):
+            start = time.perf_counter()
+            result = original(*args, **kwargs)
+            backend.synchronize()
+            elapsed = time.perf_counter() - start
+            with self.lock:
+                self.seconds[key] += elapsed
+            return result
+
+        setattr(owner, method, timed)
+
+    def print_table(self, images, seconds):
+        """Print where the time of an image went: `seconds` on the clock for so many images."""
+        threads = self.trainer.workers.threads
+
+        def row(name, *columns):
+            print(f"{name:74s}" + "".join(f"{1e3 * column / images:9.3f}" for column in columns))
+
+        print(f"{'milliseconds an image, on the clock':74s}{'forward':>9s}{'backward':>9s}")
+        layers = {key: value / threads for key, value in self.seconds.items() if isinstance(key, tuple)}
+        for name in dict.fromkeys(name for name, _ in layers):
+            row(name, layers[name, "forward"], layers[name, "backward"])
+        row("Adam", self.seconds["Adam"])
+        row("noise, losses, sums of gradients, clipping, waiting",
+            seconds - sum(layers.values()) - self.seconds["Adam"])
+        row("all", seconds)
+
+
+def peak_memory():
+    """The most memory that this process has held so far, in MB, or None where Python does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3))  # bytes on macOS, kilobytes elsewhere
+
+
+def measure(batch_size=128, steps=12, threads=None, likelihood="bernoulli", profile=False):
+    """Time `steps` training steps after WARM_UP others; print the profile if asked for, and one line of JSON."""
+    model = VAE()
+    trainer = Trainer(model, RandomImages(batch_size, model.image_size),
+                      Settings(batch_size=batch_size, likelihood=likelihood), threads)
+    x = to_device(to_float(trainer.images))
+    with trainer.workers.one_blas_thread():
+        for _ in range(WARM_UP):
+            trainer.train_step(x)
+        backend.synchronize()
+        watch = Profile(trainer) if profile else None
+        seconds = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            trainer.train_step(x)
+            backend.synchronize()
+            seconds.append(time.perf_counter() - start)
+    if watch:
+        watch.print_table(batch_size * steps, sum(seconds))
+    print(json.dumps({"backend": backend.NAME, "batch_size": batch_size, "threads": trainer.workers.threads,
+                      "images_per_second": round(batch_size / statistics.median(seconds), 1),
+                      "peak_memory_mb": peak_memory()}))
+
+
+def main(arguments=None):
+    """The command line; returns its exit status."""
+    parser = OneLineParser(prog="python -m vae_np.benchmark", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--batch-size", type=POSITIVE, default=128, metavar="N", help="images in a step (128)")
+    parser.add_argument("--steps", type=POSITIVE, default=12, metavar="N", help="steps to time (12)")
+    parser.add_argument("--threads", type=number_in(range(1, MAX_THREADS + 1)), metavar="N",
+                        help="worker threads (one for each core)")
+    parser.add_argument("--likelihood", choices=LIKELIHOODS, default="bernoulli", help="(bernoulli)")
+    parser.add_argument("--profile", action="store_true", help="print a table of the time by layer and pass")
+    return run(measure, **vars(parser.parse_args(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

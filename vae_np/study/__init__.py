@@ -1,0 +1,1 @@
+"""What the lessons measure with: metrics, priors, pictures, a codec and more."""
