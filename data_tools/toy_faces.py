@@ -213,9 +213,8 @@ FACTOR_NAMES = tuple(face_factors(0, 0))
 # --- attributes ------------------------------------------------------------------------------------------------------
 
 
-def attributes_of(factors):
-    """The attributes that follow from the factors: {CelebA's name: bool}, in the order of CelebA's list."""
-    f = factors
+def attributes_of(f):
+    """The attributes that follow from the factors f: {CelebA's name: bool}, in the order of CelebA's list."""
     hair = f["hair_density"] > 0.0
     coloured = hair and f["hair_gray"] < 0.5 and f["hair_red"] < 0.5
     falls = hair and not f["hair_short"]

@@ -10,11 +10,12 @@ from tools.common import add_data, command_line, open_dataset, parse, require, s
 
 import numpy as np
 
-from vae_np.disk.dataset import SPLITS, to_float
+from vae_np.disk.dataset import SPLITS
 from vae_np.run.command import POSITIVE
 from vae_np.study import pictures
 from vae_np.study.metrics import psnr
 from vae_np.study.principal_components import PrincipalComponents
+from vae_np.train import to_float
 
 parser = command_line(__doc__, "runs/01_data")
 add_data(parser)
@@ -84,13 +85,13 @@ naive_codes = (flat - flat.mean(axis=0)) @ directions[:count].T
 naive_faces = (flat.mean(axis=0) + naive_codes @ directions[:count]).clip(0, 1).reshape(-1, *face.shape)
 
 # The package finds the same directions reading the images a batch at a time, so that all of CelebA will do.
-same = PrincipalComponents(few, count, iterations=12)
+same = PrincipalComponents.fit(few, count, iterations=12)
 by_svd, by_package = (psnr(to_float(few), faces).mean() for faces in (naive_faces, same.reconstruct(to_float(few))))
 print(f"{count} components of {len(few)} faces: {by_svd:.4f} dB by one call, {by_package:.4f} dB a batch at a time")
 assert abs(by_svd - by_package) < 0.01, "the two ways must agree"
 
 # %% What the components look like, and how much they carry
-pca = PrincipalComponents(train[spread(10_000, len(train))], min(args.components, len(train) - 1))
+pca = PrincipalComponents.fit(train[spread(10_000, len(train))], min(args.components, len(train) - 1))
 directions = pca.components[:10].reshape(-1, *mean.shape)
 scaled = 0.5 + 0.5 * directions / np.abs(directions).max(axis=(1, 2, 3), keepdims=True)
 rows = [(f"from the {start + 1}.", scaled[start : start + 5]) for start in range(0, len(scaled), 5)]

@@ -5,22 +5,26 @@ backwards, how to find out whether a handwritten gradient is right, and what the
 """
 
 # %% Settings
+import os
 import sys
 
+os.environ["VAE_BACKEND"] = "plain"  # the nine files of the lecture alone; lesson 10 tells what is faster
 from tools.common import command_line, parse
 
 import numpy as np
 
 from data_tools.toy_faces import draw_face, face_factors
 from tools.bugs import BUGS, demonstrate, list_bugs
-from vae_np import VAE
-from vae_np.backend import to_cpu, to_device
-from vae_np.conv import Conv2d, ConvTranspose2d, Workspace, fold, unfold
-from vae_np.disk.dataset import to_float
-from vae_np.gradcheck import all_checks, numerical_gradient, print_table, relative_error
+from vae_np import VAE, backend
+from vae_np.conv import Conv2d, ConvTranspose2d, fold, unfold
+from vae_np.gradcheck import numerical_gradient, relative_error
 from vae_np.losses import kl_divergence
 from vae_np.run.command import POSITIVE
+from vae_np.run.gradient_table import all_checks, print_table
 from vae_np.study import pictures
+from vae_np.train import to_float
+
+backend.FASTER.clear()  # in a notebook that has imported vae_np before, the line above comes too late
 
 parser = command_line(__doc__, "runs/02_model")
 parser.add_argument("--image-size", type=POSITIVE, default=64, help="image size of the last table's model")
@@ -37,7 +41,7 @@ rng = np.random.default_rng(0)
 
 
 def random(*shape):
-    return to_device(rng.standard_normal(shape))
+    return rng.standard_normal(shape)
 
 
 # %% A convolution in nested loops
@@ -64,19 +68,19 @@ def naive_conv(x, weight, bias, stride, padding):
 # one product, which the processor does a hundred times faster than loops in Python.
 conv = Conv2d(3, 5, kernel_size=4, rng=rng, stride=2, padding=1, dtype="float64")
 x = random(2, 9, 7, 3)
-patches = unfold(x, 4, 2, 1, Workspace())
+patches = unfold(x, 4, 2, 1)
 print(f"{conv!r}: x {x.shape} -> patches {patches.shape} -> y {conv.forward(x).shape}")
-loops = naive_conv(to_cpu(x), to_cpu(conv.weight.value), to_cpu(conv.bias.value), 2, 1)
-print(f"  nested loops and unfold + product differ by {np.abs(loops - to_cpu(conv.forward(x))).max():.1e}")
-assert np.allclose(loops, to_cpu(conv.forward(x)), rtol=0, atol=1e-12)
+loops = naive_conv(x, conv.weight.value, conv.bias.value, 2, 1)
+print(f"  nested loops and unfold + product differ by {np.abs(loops - conv.forward(x)).max():.1e}")
+assert np.allclose(loops, conv.forward(x), rtol=0, atol=1e-12)
 
 # %% Backwards: the adjoint
 # y = P W is a product, so dW = P^T dy and dP = dy W^T. What is left is the way from P back to x. unfold copies a pixel
 # into every patch that sees it; so the gradients of all these copies must be added up. That is `fold`: for any u and v,
 # <unfold(u), v> = <u, fold(v)>. Such a pair is called adjoint; for a matrix it would be the transpose.
 u, v = random(2, 9, 7, 3), random(*patches.shape)
-left = (unfold(u, 4, 2, 1, Workspace()) * v).sum()
-right = (u * fold(v, u.shape, 4, 2, 1, Workspace())).sum()
+left = (unfold(u, 4, 2, 1) * v).sum()
+right = (u * fold(v, u.shape, 4, 2, 1)).sum()
 print(f"  <unfold(u), v> = {left:.12f}\n  <u, fold(v)>   = {right:.12f}")
 
 # %% The transposed convolution
@@ -95,17 +99,17 @@ def naive_conv_transpose(x, weight, bias, stride, padding):
 
 up = ConvTranspose2d(5, 3, kernel_size=4, rng=rng, stride=2, padding=1, dtype="float64")
 small = random(2, 4, 3, 5)
-loops = naive_conv_transpose(to_cpu(small), to_cpu(up.weight.value), to_cpu(up.bias.value), 2, 1)
+loops = naive_conv_transpose(small, up.weight.value, up.bias.value, 2, 1)
 print(f"{up!r}: x {small.shape} -> y {up.forward(small).shape}")
-print(f"  adding kernels one by one and product + fold differ by {np.abs(loops - to_cpu(up.forward(small))).max():.1e}")
-assert np.allclose(loops, to_cpu(up.forward(small)), rtol=0, atol=1e-12)
+print(f"  adding kernels one by one and product + fold differ by {np.abs(loops - up.forward(small)).max():.1e}")
+assert np.allclose(loops, up.forward(small), rtol=0, atol=1e-12)
 
 # With equal weights, its forward pass is the convolution's backward pass.
 down = Conv2d(3, 5, kernel_size=4, rng=rng, stride=2, padding=1, dtype="float64")
 down.weight.value[...] = up.weight.value
 down.forward(random(2, 8, 6, 3))
 print(f"  the convolution's backward pass and this layer's forward pass differ by "
-      f"{np.abs(to_cpu(down.backward(small) - up.forward(small))).max():.1e}")
+      f"{np.abs(down.backward(small) - up.forward(small)).max():.1e}")
 
 # %% What they do to a face
 # Kernels chosen by hand instead of learned. Light minus shade across a 4x4 patch answers to edges, in one direction or
@@ -113,18 +117,18 @@ print(f"  the convolution's backward pass and this layer's forward pass differ b
 # output pixel gets the same weight; 3x3 at stride 2 does not, and leaves a checkerboard (Odena et al. 2016). All but
 # the rim: the zeros that pad a picture are an edge to the first, and darken what the second makes of it.
 face = to_float(draw_face(face_factors(seed=0, index=4), 64))
-gray = to_device(face.mean(axis=2)[None, :, :, None].astype(np.float64))
+gray = face.mean(axis=2)[None, :, :, None].astype(np.float64)
 edges = Conv2d(1, 2, kernel_size=4, rng=rng, stride=2, padding=1, dtype="float64")
 step = np.repeat([1, -1], 2)[:, None] * np.ones(4) / 4
-edges.weight.value[...] = to_device(np.stack([step, step.T], axis=-1)[:, :, None])
-horizontal, vertical = np.moveaxis(to_cpu(edges.forward(gray))[0], -1, 0)
+edges.weight.value[...] = np.stack([step, step.T], axis=-1)[:, :, None]
+horizontal, vertical = np.moveaxis(edges.forward(gray)[0], -1, 0)
 
 
 def doubled(kernel):
     """The face at half its size, doubled by a transposed convolution with one kernel for each colour."""
     layer = ConvTranspose2d(3, 3, kernel_size=len(kernel), rng=rng, stride=2, padding=1, dtype="float64")
-    layer.weight.value[...] = to_device(np.outer(kernel, kernel)[:, :, None, None] * np.eye(3))
-    y = to_cpu(layer.forward(to_device(half[None])))[0]
+    layer.weight.value[...] = np.outer(kernel, kernel)[:, :, None, None] * np.eye(3)
+    y = layer.forward(half[None])[0]
     return np.pad(y, ((0, 64 - len(y)), (0, 64 - len(y)), (0, 0)))  # 3x3 makes 63 pixels of 32
 
 
@@ -149,7 +153,7 @@ for h in (1e-1, 1e-3, 1e-5, 1e-7, 1e-9, 1e-11):
 
 # The same for every input, weight and bias of every layer. The whole ELBO has too many parameters for that. One random
 # direction u checks them all at once: the gradient's product with u must be the derivative of the loss along u.
-print("\npython -m vae_np.gradcheck")
+print("\nVAE_BACKEND=plain python -m vae_np.gradcheck")
 print_table(all_checks())
 
 # %% Break it
@@ -161,10 +165,9 @@ list_bugs()
 
 # %% The whole model
 # Each convolution halves height and width. Multiplications are what training costs; a dense layer has many weights but
-# uses each once, a convolution uses its few weights at every place. The Winograd layers are convolutions, too, and get
-# by with 9/16 of the multiplications; lesson 10 shows how.
+# uses each once, a convolution uses its few weights at every place.
 print(f"\n{model}\n{'layer':70s}{'output':>15s}{'parameters':>12s}{'multiplications':>17s}")
-h = to_device(rng.random((1, args.image_size, args.image_size, 3), dtype=np.float32))
+h = rng.random((1, args.image_size, args.image_size, 3), dtype=np.float32)
 for part, network in (("encoder", model.encoder), ("decoder", model.decoder)):
     if part == "decoder":
         h = h[:, : args.latent_dim]  # mu stands in for z
@@ -174,7 +177,6 @@ for part, network in (("encoder", model.encoder), ("decoder", model.decoder)):
         positions = h.shape[1] * h.shape[2] if isinstance(layer, Conv2d) else positions
         parameters = sum(parameter.value.size for parameter in layer.parameters)
         products = layer.weight.value.size * positions if parameters else 0
-        products = products * 9 // 16 if getattr(layer, "fast", False) else products
         print(f"{f'{part} {layer!r}':70s}{h.shape[1:]!s:>15s}{parameters:12,d}{products:17,d}")
 
 # %% What you should see

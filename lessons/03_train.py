@@ -5,50 +5,54 @@ with loops, and train the model: on toy faces by default, on CelebA with --data.
 """
 
 # %% Settings
+import inspect
 import math
 import shlex
 import sys
 import time
 from dataclasses import asdict, fields
 
-from tools.common import SEED, add_data, command_line, note_interruptions, open_dataset, parse, resumed, set_aside
+from tools.common import SEED, add_data, command_line, open_dataset, parse, resumed, set_aside
 
 import numpy as np
 
+from tools.figures import plot_losses, write_history
+from tools.ledger import ledger_table
 from vae_np import VAE
-from vae_np.backend import to_cpu, to_device
-from vae_np.disk.dataset import to_float
+from vae_np.backend import NAME, to_cpu, to_device
 from vae_np.disk.files import hold
+from vae_np.errors import InputError
 from vae_np.losses import LIKELIHOODS, Bernoulli, kl_divergence
 from vae_np.optim import Adam
-from vae_np.run.command import POSITIVE, not_negative, number_in, positive
-from vae_np.run.trainer import LOOK, Settings, Trainer, write_history
+from vae_np.run.command import POSITIVE, Interrupted, interruptible
+from vae_np.run.trainer import LOOK, Trainer
 from vae_np.study import pictures
 from vae_np.study.diagnostics import warnings
-from vae_np.study.metrics import evaluate, ledger_table
+from vae_np.study.metrics import evaluate
+from vae_np.train import Settings, Training, to_float
 
 default = Settings()
 parser = command_line(__doc__, "runs/03_train")
 add_data(parser)
-parser.add_argument("--epochs", type=POSITIVE, default=default.epochs, help="times through the training images")
-parser.add_argument("--batch-size", type=POSITIVE, default=default.batch_size, help="images in a step")
-parser.add_argument("--latent-dim", type=POSITIVE, default=128, help="numbers in the code of a face")
-parser.add_argument("--channels", type=POSITIVE, nargs="+", default=[32, 64, 128, 256],
+parser.add_argument("--epochs", type=int, default=default.epochs, help="times through the training images")
+parser.add_argument("--batch-size", type=int, default=default.batch_size, help="images in a step")
+parser.add_argument("--latent-dim", type=int, default=128, help="numbers in the code of a face")
+parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128, 256],
                     help="channels of the encoder's convolutions")
 parser.add_argument("--likelihood", default=default.likelihood, choices=LIKELIHOODS,
                     help="distribution of a pixel channel, given the code")
-parser.add_argument("--sigma", type=positive, help="deviation of the gaussian likelihood (0.1 if not given)")
-parser.add_argument("--beta", type=not_negative, default=default.beta, help="weight of the KL divergence")
-parser.add_argument("--beta-warmup", type=not_negative, default=default.beta_warmup_epochs, metavar="EPOCHS",
+parser.add_argument("--sigma", type=float, help="deviation of the gaussian likelihood (0.1 if not given)")
+parser.add_argument("--beta", type=float, default=default.beta, help="weight of the KL divergence")
+parser.add_argument("--beta-warmup", type=float, default=default.beta_warmup_epochs, metavar="EPOCHS",
                     dest="beta_warmup_epochs", help="epochs in which beta rises from 0")
-parser.add_argument("--beta-cycles", type=number_in(range(1000)), default=default.beta_cycles, metavar="N",
+parser.add_argument("--beta-cycles", type=int, default=default.beta_cycles, metavar="N",
                     help="let beta rise N times over the training, instead of a warm-up")
-parser.add_argument("--free-bits", type=not_negative, default=default.free_bits, metavar="NATS",
+parser.add_argument("--free-bits", type=float, default=default.free_bits, metavar="NATS",
                     help="nats that each latent may cost for nothing")
-parser.add_argument("--lr", type=positive, default=default.learning_rate, dest="learning_rate",
+parser.add_argument("--lr", type=float, default=default.learning_rate, dest="learning_rate",
                     help="peak of the learning rate")
 parser.add_argument("--seed", type=SEED, default=default.seed, help="seed of the weights, the noise and the shuffle")
-parser.add_argument("--limit", type=POSITIVE, metavar="N", help="use the first N training images only")
+parser.add_argument("--limit", type=int, metavar="N", help="use the first N training images only")
 parser.add_argument("--save-every", type=POSITIVE, metavar="STEPS", help="save within epochs, too, not only after each")
 parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
 args = parse(parser)
@@ -56,8 +60,10 @@ checkpoint_path = args.out / "checkpoint.npz"
 
 if args.resume:
     args = resumed(parser, checkpoint_path)
-names = {field.name for field in fields(Settings)}
-settings = Settings(**{name: value for name, value in vars(args).items() if name in names})
+try:
+    settings = Settings(**{field.name: vars(args)[field.name] for field in fields(Settings) if field.name in args})
+except InputError as error:
+    parser.error(str(error))
 dataset = open_dataset(args.data)
 lock = hold(args.out)  # two trainings would write over each other's checkpoints
 print(dataset)
@@ -89,44 +95,41 @@ assert np.allclose([recon, kl], [package_recon, package_kl], rtol=1e-5)
 # %% The reparameterization
 # A code is drawn at random, so how can a gradient pass through it? Draw eps from N(0, 1), which depends on nothing, and
 # compute z = mu + std * eps: now z is a plain function of mu and std. The encoder's second output is the logarithm of
-# the variance, so std = exp(log_var / 2).
+# the variance, so std = exp(log_var / 2). Libraries have shipped exp(log_var) for it, among them the VAE examples of
+# DeZero (examples/vae.py) and numpy-ml (numpy_ml/neural_nets/models/vae.py): bug 1 of lesson 2.
 log_var = math.log(4)
 z = 1.5 + math.exp(log_var / 2) * rng.standard_normal(100_000)
 print(f"mu 1.5 and log_var ln 4 should give mean 1.5 and deviation 2: mean {z.mean():.3f}, deviation {z.std():.3f}")
 
 # %% Adam
 # Each parameter gets a step of its own length: the running mean of its gradient, divided by the root of the running
-# mean of its square. A gradient that keeps its sign makes steps of about the learning rate, a wavering one smaller
-# ones.
-values, m, v = np.array([1.0, -2.0, 3.0]), 0.0, 0.0
-by_package = to_device(values.copy())
-adam = Adam(by_package, to_device(np.zeros(3)))
-for step in range(1, 51):
-    gradient = 2 * values  # of the sum of squares
-    m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
-    values = values - 0.1 * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
-    adam.grads[...] = 2 * by_package
+# mean of its square. A gradient that keeps its sign makes steps of about the learning rate, a wavering one less.
+print(inspect.getsource(Adam.update))
+adam = Adam(to_device(np.zeros(3)), to_device(np.zeros(3)))
+for gradient in ([5, -0.01, 3], [5, -0.01, -3], [5, -0.01, 3], [5, -0.01, -3]):
+    adam.grads[...] = to_device(np.array(gradient))
     adam.update(learning_rate=0.1)
-print(f"50 steps of Adam on |values|^2: {values.round(4)} by hand, {to_cpu(by_package).round(4)} by the package")
-assert np.allclose(values, to_cpu(by_package), rtol=1e-10)
+print(f"four steps of 0.1 against gradients of 5, of -0.01, and of 3 and -3 in turn: {to_cpu(adam.values).round(2)}")
 
 # %% Train
-# Trainer.train_epoch in run/trainer.py is the whole algorithm: shuffle; for every batch draw noise, forward, loss,
-# backward, clip, step; then measure on validation images, which are never learned from. Why these defaults: small
-# batches, since ten epochs are few steps; a warm-up of the learning rate and of beta, since the first steps are wild
-# and a KL term at full weight invites the encoder to give up; a cosine that lets the learning rate end near zero.
+# The algorithm, in vae_np/train.py. Trainer in run/trainer.py is the same, and measures on validation images, which
+# are never learned from, saves and resumes.
+print(inspect.getsource(Training.steps), inspect.getsource(Training.step), sep="\n")
+# Why these defaults: small batches, since ten epochs are few steps; a warm-up of learning rate and beta, as the first
+# steps are wild and a KL term at full weight invites the encoder to give up; a cosine, so that the rate ends near zero.
+images = dataset.split("train", settings.limit), dataset.split("validation")
 if args.resume:
-    trainer = Trainer.resume(checkpoint_path, dataset, settings)
+    trainer = Trainer.resume(checkpoint_path, *images, settings, dataset.description)
     print(f"going on after epoch {trainer.epoch} of {settings.epochs}, step {trainer.adam.step:,}")
     if trainer.epoch >= settings.epochs:
         print(f"nothing is left to do; give --epochs {2 * trainer.epoch} to train on")
 else:
     model = VAE(dataset.image_size, args.channels, args.latent_dim, seed=settings.seed)
-    trainer = Trainer(model, dataset, settings)
-print(f"{trainer.model}\n{trainer.workers.threads} threads, {trainer.steps_per_epoch} steps an epoch, "
+    trainer = Trainer(model, *images, settings, dataset.description)
+print(f"{trainer.model}\non {NAME}, {trainer.threads} threads, {trainer.steps_per_epoch} steps an epoch, "
       + ", ".join(f"{name} {value}" for name, value in asdict(settings).items()))
 faces = to_float(trainer.validation_images[:LOOK])
-interruptions, is_ours = note_interruptions(trainer), args.resume
+is_ours = args.resume
 
 
 def save():
@@ -138,15 +141,13 @@ def save():
 
 
 def after_step():
-    if interruptions:
-        raise KeyboardInterrupt
     if args.save_every and trainer.adam.step % args.save_every == 0:
         save()
 
 
 def show_progress():
     write_history(args.out / "history.csv", trainer.history)
-    pictures.plot_losses(args.out / "losses.png", trainer.history)
+    plot_losses(args.out / "losses.png", trainer.history)
     rows = [("held out | new", faces)]
     for epoch, both in enumerate(trainer.progress, start=1):
         rows.append((f"epoch {epoch}", both[: len(faces)], both[len(faces) :]))
@@ -156,32 +157,31 @@ def show_progress():
 if trainer.history:
     show_progress()  # a run that was killed may not have come to it
 try:
-    while trainer.epoch < settings.epochs:
-        start = time.perf_counter()
-        row = trainer.train_epoch(after_step)
-        save()
-        if interruptions:  # noted while the epoch was put into the history
-            raise KeyboardInterrupt
-        show_progress()
-        left = (settings.epochs - trainer.epoch) * (time.perf_counter() - start)
-        print(f"epoch {row['epoch']:2d}  loss {row['loss']:7.1f}  recon {row['recon']:7.1f}  kl {row['kl']:5.1f}  "
-              f"beta {row['beta']:.2f} | validation: loss {row['val_loss']:7.1f}  recon {row['val_recon']:7.1f}  "
-              f"kl {row['val_kl']:5.1f}  psnr {row['val_psnr']:5.2f} dB | {row['images_per_second']:.0f} images/s, "
-              f"{left / 60:.1f} min left", flush=True)
-        for line in warnings(trainer.history, settings, args.latent_dim):
-            print(f"warning: {line}", flush=True)
-except KeyboardInterrupt:
-    if not trainer.in_step:  # a second Ctrl-C does not wait for the step, and half a step cannot be saved
+    with interruptible():
+        while trainer.epoch < settings.epochs:
+            start = time.perf_counter()
+            row = trainer.train_epoch(after_step)
+            save()
+            show_progress()
+            left = (settings.epochs - trainer.epoch) * (time.perf_counter() - start)
+            print(f"epoch {row['epoch']:2d}  loss {row['loss']:7.1f}  recon {row['recon']:7.1f}  kl {row['kl']:5.1f}  "
+                  f"beta {row['beta']:.2f} | validation: loss {row['val_loss']:7.1f}  recon {row['val_recon']:7.1f}  "
+                  f"kl {row['val_kl']:5.1f}  psnr {row['val_psnr']:5.2f} dB | {row['images_per_second']:.0f} images/s, "
+                  f"{left / 60:.1f} min left", flush=True)
+            for line in warnings(trainer.history, settings, args.latent_dim):
+                print(f"warning: {line}", flush=True)
+except KeyboardInterrupt as stop:
+    if isinstance(stop, Interrupted):  # a second Ctrl-C does not wait for the step, and half a step cannot be saved
         save()
     again = f"--out {shlex.quote(str(args.out))}" + (f" --save-every {args.save_every}" if args.save_every else "")
     print(f"interrupted: {checkpoint_path} holds what was done; go on with: python lessons/03_train.py --resume {again}"
           if is_ours else "interrupted: nothing was saved", file=sys.stderr)
-    sys.exit(128 + interruptions[0])
+    sys.exit(128 + getattr(stop, "number", 2))
 
 # %% The ledger
 # "Beta 1" says little as long as nobody says whether the reconstruction is summed or averaged, and how much an error
-# costs. The same run in the units of others (metrics.ledger has the derivation), for the validation images:
-terms = evaluate(trainer.workers, trainer.validation_images, trainer.likelihood)
+# costs. The same run in the units of others (tools/ledger.py has the derivation), for the validation images:
+terms = evaluate(trainer.model, trainer.validation_images, trainer.likelihood)
 print(ledger_table(terms, trainer.likelihood, settings.beta, trainer.model.image_size, trainer.model.latent_dim))
 print(f"{checkpoint_path}, and beside it history.csv, losses.png, progress.png\n"
       f"next: python lessons/04_reconstruct.py --checkpoint {checkpoint_path}")

@@ -13,13 +13,14 @@ from tools.common import add_checkpoint, command_line, open_checkpoint, parse, r
 import numpy as np
 from tqdm import tqdm
 
-from vae_np.disk.dataset import to_float
+from tools.ledger import ledger, ledger_table, sigma_of_weight
 from vae_np.disk.files import replacing
 from vae_np.losses import likelihood_of
 from vae_np.run.command import POSITIVE
 from vae_np.study import pictures
-from vae_np.study.metrics import evaluate, importance_weighted_bound, ledger, ledger_table, psnr, sigma_of_weight, ssim
+from vae_np.study.metrics import evaluate, importance_weighted_bound, psnr, ssim
 from vae_np.study.principal_components import PrincipalComponents
+from vae_np.train import to_float
 
 parser = command_line(__doc__, "runs/04_reconstruct")
 add_checkpoint(parser)
@@ -69,10 +70,10 @@ assert math.isclose(naive, package, rel_tol=1e-9)
 # yardstick is the linear autoencoder of lesson 1 with as many components as the model has latents, fitted on training
 # images. It has an unfair advantage: its code is exact, while the VAE's has noise on it and costs only `kl` nats.
 likelihood = likelihood_of(**info["likelihood"])
-terms = evaluate(model.workers, held_out, likelihood)
+terms = evaluate(model, held_out, likelihood)
 train = dataset.split("train")
 require(train, 2, "training")
-pca = PrincipalComponents(train[spread(10_000, len(train))], min(model.latent_dim, len(train) - 1))
+pca = PrincipalComponents.fit(train[spread(10_000, len(train))], min(model.latent_dim, len(train) - 1))
 quality = {"vae": [], "pca": []}
 for start in tqdm(range(0, len(held_out), 256), desc="reconstructing", leave=False):
     x = to_float(held_out[start : start + 256])
@@ -97,8 +98,8 @@ print(f"{f'{len(pca.components)} principal components':28s}{quality['pca'][0]:6.
 # Salakhutdinov 2016). All of this holds for Bernoulli() as well, though its p(x | z) is no density of grey values. Here
 # are a few images only, since every weight takes a pass through the decoder.
 few = held_out[:32]
-elbo = evaluate(model.workers, few, likelihood)
-bounds = {k: importance_weighted_bound(model.workers, few, likelihood, k) for k in (1, 8, 64)}
+elbo = evaluate(model, few, likelihood)
+bounds = {k: importance_weighted_bound(model, few, likelihood, k) for k in (1, 8, 64)}
 print(f"the first {len(few)} images, nats per image: ELBO {-elbo['recon'] - elbo['kl']:.1f}; "
       + ", ".join(f"L_{k} {bound:.1f}" for k, bound in bounds.items()))
 
@@ -106,7 +107,7 @@ print(f"the first {len(few)} images, nats per image: ELBO {-elbo['recon'] - elbo
 # Two losses with the same weight on the KL mean different things if one sums the reconstruction over pixels and the
 # other averages it, or if they charge another price for an error. The price has a name, sigma: a Gaussian with this
 # deviation would charge as many nats for the same errors. And sigma and beta are one knob, since twice the variance
-# halves what all errors cost, as a beta of 2 does to them beside the KL (metrics.ledger has the algebra). Of a
+# halves what all errors cost, as a beta of 2 does to them beside the KL (tools/ledger.py has the algebra). Of a
 # Gaussian, the bits are those of a lossless code for 8-bit images, if sigma is above 1/255; of Bernoulli(), which takes
 # a grey value for the bias of a coin, they are not, and most of its nats are the entropy of these coins, which no model
 # can save.

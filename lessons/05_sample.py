@@ -13,11 +13,10 @@ from tools.common import SEED, add_checkpoint, command_line, encode_all, open_ch
 import numpy as np
 from tqdm import tqdm
 
-from vae_np.disk.dataset import to_float
 from vae_np.run import checkpoint
-from vae_np.run.checkpoint import PRIORS
 from vae_np.study import pictures
-from vae_np.study.priors import Standard, draw
+from vae_np.study.priors import PRIORS, draw, prior_kind
+from vae_np.train import to_float
 
 parser = command_line(__doc__, "runs/05_sample")
 add_checkpoint(parser)
@@ -33,9 +32,10 @@ require(train, 20, "training")
 # Training pulled the codes of faces towards N(0, I), the prior. So draw a code from the prior and decode it.
 rng = np.random.default_rng(args.seed)
 noise = rng.standard_normal((48, model.latent_dim), dtype=np.float32)
-stored, model.prior = model.prior, Standard(model.latent_dim)
-if stored.name != Standard.name:
-    print(f"{args.checkpoint} samples from {stored!r}, as asked for with --prior; --prior standard undoes that")
+stored, model.prior = model.prior, None  # N(0, I)
+if stored:
+    print(f"{args.checkpoint} samples from the {stored.name} prior, as asked for with --prior; --prior standard undoes "
+          "that")
 samples = model.decode(noise)
 assert np.array_equal(samples, model.sample(48, np.random.default_rng(args.seed))), "the same seed, the same faces"
 pictures.save(args.out / "standard_samples.png", pictures.grid(samples, 12), scale=2)
@@ -87,10 +87,10 @@ axes[0, 1].set(title="variance of z along principal axes", xlabel="axis, sorted"
 #   two-stage   a second, small VAE that learns the distribution of codes (Dai and Wipf 2019); vae_np/study/two_stage.py
 # All are fitted to training codes alone.
 priors, seconds = {}, {}
-for number, (name, kind) in enumerate(PRIORS.items()):
+for number, name in enumerate(PRIORS):
     print(f"fitting: {name}", flush=True)
     start = time.perf_counter()
-    priors[name] = kind.fit(mu, log_var, np.random.default_rng([args.seed, number]))
+    priors[name] = prior_kind(name).fit(mu, log_var, np.random.default_rng([args.seed, number]))
     seconds[name] = time.perf_counter() - start
 by_hand = mean + noise @ np.linalg.cholesky(covariance.astype(np.float64)).T
 assert np.allclose(priors["gaussian"].sample(48, np.random.default_rng(args.seed)), by_hand, atol=1e-3)
@@ -137,7 +137,7 @@ model.prior = stored
 if args.prior:
     model.prior = priors[args.prior]
     checkpoint.store_prior(args.checkpoint, model)
-    print(f"{args.checkpoint} now samples from {model.prior!r}")
+    print(f"{args.checkpoint} now samples from the {args.prior} prior")
 samples = model.sample(48, np.random.default_rng(args.seed))
 pictures.save(args.out / "samples.png", pictures.grid(samples, 12), scale=2)
 
@@ -167,7 +167,8 @@ pictures.save(args.out / "nearest.png", pictures.labelled_rows(rows))
 
 # How near is near? Reconstructions of held-out faces, which nobody can have memorised, give the scale.
 reconstructions = model.reconstruct(to_float(held_out[spread(50, len(held_out))]))
-for name, faces in ((f"samples ({model.prior.name})", samples), ("reconstructed held-out faces", reconstructions)):
+drawn_from = model.prior.name if model.prior else "standard"
+for name, faces in ((f"samples ({drawn_from})", samples), ("reconstructed held-out faces", reconstructions)):
     print(f"{name}: on average {nearest(faces)[0].mean():.3f} from the nearest training face")
 print(f"{args.out}/standard_samples.png, temperatures.png, aggregate_posterior.png, priors.png, samples.png, "
       "nearest.png")
@@ -184,5 +185,5 @@ print(f"{args.out}/standard_samples.png, temperatures.png, aggregate_posterior.p
 #
 # Exercises
 # 1. Fit a Gaussian to the codes of faces that share an attribute (dataset.column("Smiling")) and sample from it.
-# 2. Give Mixture.fit (study/mixture.py) shrinkage=10, then components=3. What happens to training and held-out codes?
+# 2. Give MixturePrior.fit (study/mixture.py) shrinkage=10, then components=3: what of training and held-out codes?
 # 3. Train with --beta 0.2 and come back: how do the mismatch in nats and the samples from the prior change?

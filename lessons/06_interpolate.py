@@ -9,10 +9,11 @@ from tools.common import add_checkpoint, command_line, encode_all, open_checkpoi
 
 import numpy as np
 
-from vae_np.disk.dataset import to_float
+from tools.figures import save_animation
 from vae_np.run.command import POSITIVE, number_in
 from vae_np.study import pictures
-from vae_np.study.metrics import kl_per_dimension
+from vae_np.study.metrics import kl_of_codes
+from vae_np.train import to_float
 
 parser = command_line(__doc__, "runs/06_interpolate")
 add_checkpoint(parser)
@@ -73,7 +74,7 @@ print(f"change from one picture to the next on the first arc: {steps.min():.4f} 
 # Take the code of one face, the first of the last pair, and move a single dimension from -3 to 3, holding the others.
 # The dimensions with the largest KL say most about a face; with one that is inactive nothing would happen.
 mu, log_var = encode_all(model, held_out[:2000])
-most = np.argsort(-kl_per_dimension(mu, log_var))[:8]
+most = np.argsort(-kl_of_codes(mu, log_var))[:8]
 rows = []
 for dimension in most:
     z = np.repeat(codes_a[-1:], args.steps, axis=0)
@@ -89,7 +90,7 @@ for a, b in zip(stations, np.roll(stations, -1, axis=0), strict=True):
     eased = 0.5 - 0.5 * np.cos(np.pi * np.linspace(0, 1, 16, endpoint=False, dtype=np.float32))
     frames += [spherical(a, b, t) for t in eased]
 faces = model.decode(np.stack(frames).astype(np.float32))
-pictures.save_animation(args.out / "interpolation.gif", [pictures.enlarge(face, 2) for face in faces])
+save_animation(args.out / "interpolation.gif", [pictures.enlarge(face, 2) for face in faces])
 print(f"{args.out}/interpolations.png, traversals.png, interpolation.gif ({len(faces)} frames)")
 
 # %% What you should see

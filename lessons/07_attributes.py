@@ -9,10 +9,10 @@ from tools.common import add_checkpoint, command_line, encode_all, open_checkpoi
 
 import numpy as np
 
-from vae_np.disk.dataset import to_float
 from vae_np.errors import DatasetError
 from vae_np.study import pictures
 from vae_np.study.logistic import LogisticRegression, area_under_curve, loss_and_gradient
+from vae_np.train import to_float
 
 DEFAULT = ["Smiling", "Eyeglasses", "Blond_Hair", "Male", "Heavy_Makeup", "Young"]
 parser = command_line(__doc__, "runs/07_attributes")

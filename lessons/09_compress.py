@@ -19,20 +19,18 @@ import numpy as np
 from PIL import Image
 
 from tools.vaez import add_commands, run_command
-from vae_np.disk.dataset import to_float
 from vae_np.errors import CheckpointError
-from vae_np.run.command import POSITIVE, positive
+from vae_np.run.command import POSITIVE
 from vae_np.study import pictures
 from vae_np.study.codec import HEADER, Codec
-from vae_np.study.metrics import kl_per_dimension, psnr, ssim
+from vae_np.study.metrics import kl_of_codes, psnr, ssim
 from vae_np.study.principal_components import PrincipalComponents
 from vae_np.study.priors import draw
 from vae_np.study.range_coder import Encoder
+from vae_np.train import to_float
 
 parser = command_line(__doc__, "runs/09_compress")
 add_checkpoint(parser)
-parser.add_argument("--step", type=positive, default=2.0, help="width of the steps that codes are rounded to, "
-                    "in posterior deviations")
 parser.add_argument("--limit", type=POSITIVE, metavar="N", default=100, help="held-out images to compress")
 add_commands(parser)
 args = parse(parser)
@@ -118,14 +116,14 @@ steps = sorted({0.5, 1, 2, 3, 4, 6, 9, 14, args.step})
 results["VAE"] = [measure_codec("VAE", (train_mu, train_log_var), mu, model.decode, step) for step in steps]
 ours = results["VAE"][steps.index(args.step)]
 z = draw(mu, log_var, np.random.default_rng(0))
-kl = kl_per_dimension(mu, log_var).sum() / math.log(2) / 8
+kl = kl_of_codes(mu, log_var).sum() / math.log(2) / 8
 bits_back = measure("KL, no file", "through z", model.decode(z), kl, kl)
 
 # %% Principal components, JPEG and WebP
 # Is it the VAE that is good, or the codec? The best linear code of the same size goes through the same coder. JPEG and
 # WebP know nothing of faces and were made for larger pictures, so they may scale down first. Their headers could stay
 # with the reader, as our tables do: what is left of a file without them is the least that it could ever be.
-pca = PrincipalComponents(train, min(model.latent_dim, len(train) - 1))
+pca = PrincipalComponents.fit(train, min(model.latent_dim, len(train) - 1))
 train_codes = np.concatenate([pca.encode(to_float(train[start : start + 512])) for start in range(0, len(train), 512)])
 for step in (0.4, 0.6, 0.8, 1, 2, 4):  # of one length in every direction: log_var is 0, scale_j is 1
     results["PCA"].append(measure_codec("PCA", (train_codes, np.zeros_like(train_codes)), pca.encode(faces), pca.decode,

@@ -9,19 +9,18 @@ import copy
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from tools.common import command_line, parse
+from tools.common import command_line, parse, positive
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from tools import gpu, gpu_timing
+from tools import figures, gpu, gpu_timing
 from vae_np.backend import xp
-from vae_np.conv import Conv2d, Workspace, unfold
+from vae_np.conv import unfold
 from vae_np.fast import winograd
+from vae_np.fast.arrays import FastConv2d, Workspace
 from vae_np.fast.winograd import WinogradConv2d
 from vae_np.fast.workers import available_cores
-from vae_np.run.command import positive
-from vae_np.study import pictures
 
 parser = command_line(__doc__, "runs/10_speed")
 parser.add_argument("--seconds", type=positive, default=1.0, help="seconds for each measurement")
@@ -56,25 +55,26 @@ assert np.array_equal(Y, [[(B[i : i + 2, j : j + 2] * G).sum() for j in (0, 1)] 
 # %% A layer of such products
 # A 4x4 kernel at stride 2 always starts on an even pixel. Cut the padded image into blocks of 2x2 pixels, which takes
 # no more than a reshape, and take the 4 C numbers of a block for the channels of one pixel: the kernel is 2x2 of them.
-#   tiles_of      pads, and takes differences of rows and columns of blocks. A tile is 3x3 of them, makes 2x2 outputs,
-#                 and shares its rim with its neighbours. Returns nine T, a row for a tile.
-#   kernels_of    cuts kernels in the same way and takes nine_of_four: the nine U, each a matrix (4 C, F).
-#   four_of_nine  adds the nine T U up to 2x2 outputs. It writes them through a view of y that has those four in front.
+#   input_transform    pads, and takes differences of rows and columns of blocks. A tile is 3x3 of them, makes 2x2
+#                      outputs, and shares its rim with its neighbours. Returns nine T, a row for a tile.
+#   kernels_of         cuts kernels in the same way and takes kernel_transform: the nine U, each a matrix (4 C, F).
+#   output_transform   adds the nine T U up to 2x2 outputs, through a view of y that has those four in front.
 image, kernel = rng.integers(0, 10, (1, 8, 12, 1)), rng.integers(-3, 4, (4, 4, 1, 1))
-tiles, kernels = winograd.tiles_of(image, Workspace()), winograd.kernels_of(kernel, Workspace())
+tiles, kernels = winograd.input_transform(image, Workspace()), winograd.kernels_of(kernel, Workspace())
 print(f"8x12 pixels       tiles {tiles.shape} @ kernels {kernels.shape} = {(tiles @ kernels).shape}, of 2x3 tiles")
 assert np.array_equal(tiles[4, 0], image[0, 1:3, 1:3].ravel()), "fifth of nine: b1 in both directions, a block as it is"
 
 # %% Backwards: the adjoints
 # t = D b, u = E g, m = t u, y = A m. On the way back each matrix is transposed, and m has the product rule:
 #     dm = A^T dy          dg = E^T (t dm)          db = D^T (u dm)
-# A is the transpose of E, so nine_of_four and four_of_nine change places; images_of is tiles_of transposed. In
-# fast/winograd.py nobody multiplies by these matrices: each is a function that adds. Are they the same?
+# A is the transpose of E, so the transforms of kernels and outputs change places; that of the input needs an adjoint of
+# its own. In fast/winograd.py nobody multiplies by these matrices: each is a function that adds. Are they the same?
 dy = np.array([1, 10])
 print(f"backwards         dy {dy} -> dg {E.T @ (t * (A.T @ dy))}; by hand 5*1 + 2*10 and 2*1 + 7*10")
-for name, given, shape, matrix in (("differences", b[:, None], (3, 1, 1), D), ("three_of_two", g[:, None], (3, 1), E),
-                                   ("two_of_three", t[:, None], (2, 1), E.T),
-                                   ("differences_adjoint", t[:, None, None], (3, 1), D.T)):
+for name, given, shape, matrix in (("input_transform_1d", b[:, None], (3, 1, 1), D),
+                                   ("kernel_transform_1d", g[:, None], (3, 1), E),
+                                   ("output_transform_1d", t[:, None], (2, 1), E.T),
+                                   ("input_transform_1d_adjoint", t[:, None, None], (3, 1), D.T)):
     getattr(winograd, name)(given, written := np.empty(shape, int))
     assert np.array_equal(written.ravel(), matrix @ given.ravel()), name
 
@@ -108,7 +108,7 @@ def step(name, why, function, images=IMAGES):
           f"{rate / rates[0]:9,.0f}{speed / 1e9:9.3f}{speed / peak:12.2%}\n    {why}", flush=True)
 
 
-conv, fast = (kind(INPUTS, OUTPUTS, 4, np.random.default_rng(1), 2, 1) for kind in (Conv2d, WinogradConv2d))
+conv, fast = (kind(INPUTS, OUTPUTS, 4, np.random.default_rng(1), 2, 1) for kind in (FastConv2d, WinogradConv2d))
 conv.bias.value[...] = fast.bias.value[...] = np.linspace(-1, 1, OUTPUTS)
 weight, bias, matrix, steps = conv.weight.value, conv.bias.value, conv.weight.value.reshape(-1, OUTPUTS), {}
 x = rng.standard_normal((IMAGES, SIZE, SIZE, INPUTS), dtype=np.float32)
@@ -138,15 +138,15 @@ step("3 a product for each offset", "16 turns of Python instead of thousands; bu
 
 # %% Steps 4 to 6: one product
 step("4 unfold, one product", "BLAS adds up in registers, and reuses what is in cache; unfold copies a pixel 4 times",
-     lambda: unfold(x, 4, 2, 1, Workspace()) @ matrix + bias)
-step("5 Conv2d", "the same arrays at every call: new ones cost page faults", lambda: conv.forward(x))
+     lambda: unfold(x, 4, 2, 1) @ matrix + bias)
+step("5 FastConv2d", "the same arrays at every call: new ones cost page faults", lambda: conv.forward(x))
 step("6 WinogradConv2d", "9 products for 16, and 9/4 copies of a pixel for 4", lambda: fast.forward(x))
 space, side = Workspace(), SIZE // 4  # as many tiles in a row and in a column
 nine, y = np.empty((3, 3, IMAGES, side, side, OUTPUTS), "f"), np.empty((IMAGES, 2 * side, 2 * side, OUTPUTS), "f")
-tiles, kernels = winograd.tiles_of(x, space), winograd.kernels_of(weight, space)
-parts = {"tiles_of": (winograd.tiles_of, x, space), "kernels_of": (winograd.kernels_of, weight, space),
+tiles, kernels = winograd.input_transform(x, space), winograd.kernels_of(weight, space)
+parts = {"input transform": (winograd.input_transform, x, space), "kernels": (winograd.kernels_of, weight, space),
          "9 products": (np.matmul, tiles, kernels, nine.reshape(9, -1, OUTPUTS)),
-         "four_of_nine": (winograd.four_of_nine, nine, winograd.quads_of(y), space)}
+         "output transform": (winograd.output_transform, nine, winograd.quads_of(y), space)}
 print("    " + ", ".join(f"{part} {1e3 / IMAGES * fastest(*call):.3f}" for part, call in parts.items()) + " ms/image")
 
 # %% A thread on each core
@@ -181,7 +181,7 @@ else:
                        for form in (torch.contiguous_format, torch.channels_last))
     steps["PyTorch"] = rates[0]
     print(f"{'PyTorch':24s}{rates[0]:13,.0f}{rates[1]:55,.0f}")
-pictures.bars(args.out / "steps.png", steps, "images per second on one core",
+figures.bars(args.out / "steps.png", steps, "images per second on one core",
               (peak / 2 / work, f"16 products at the speed of BLAS, {peak / 1e9:.0f} GFLOP/s"))
 print(f"{args.out}/steps.png")
 
@@ -193,6 +193,6 @@ gpu.explain()  # launches and memory traffic count there: tools/gpu.py adds them
 # chart's line or past it. Threads nearly gain a factor of the number of cores, if those are free; BLAS's gain less.
 #
 # Exercises
-# 1. The model's first layer is IMAGES, SIZE, INPUTS, OUTPUTS = 32, 64, 3, 32. Why does build_encoder take Conv2d there?
+# 1. The first layer is IMAGES, SIZE, INPUTS, OUTPUTS = 32, 64, 3, 32. Why does WinogradConv2d take 16 products there?
 # 2. Set IMAGES to 2, and to 128. Which steps mind, and why? What has it to do with SHARD_SIZE in fast/workers.py?
 # 3. Find four products that make three outputs of a kernel of two taps. How many would 3x3 outputs take, for 36?

@@ -1,4 +1,4 @@
-"""Fixtures that several tests share: random generators and small prepared datasets."""
+"""Fixtures that several tests share: random generators, the two ways to compute, and small prepared datasets."""
 
 import os
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data_tools.prepared import DatasetWriter
+from vae_np import backend
 from vae_np.disk.dataset import Dataset
 
 # Tests start programs in folders of their own, where a relative path would lead nowhere.
@@ -17,6 +18,29 @@ if "PYTHONPATH" in os.environ:
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(params=["plain"] if backend.NAME == "plain" else ["plain", "fast"])
+def way(request, monkeypatch):
+    """Run a test on the core's own classes, and on those of fast/ in their place: on what is made inside the test."""
+    if request.param == "plain":
+        monkeypatch.setattr(backend, "FASTER", {})
+    return request.param
+
+
+@pytest.fixture
+def both_ways(monkeypatch):
+    """A function of a function: what this one returns on the core's own classes, and on those of fast/."""
+    if not backend.FASTER:
+        pytest.skip("compares the two ways, and under VAE_BACKEND=plain there is one")
+
+    def compute(function):
+        with monkeypatch.context() as patch:
+            patch.setattr(backend, "FASTER", {})
+            plain = function()
+        return plain, function()
+
+    return compute
 
 
 def write_dataset(folder, train=24, validation=8, test=8, size=16, seed=0):

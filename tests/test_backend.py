@@ -1,6 +1,5 @@
-"""The switch between NumPy and CuPy, as a new process meets it."""
+"""The switch VAE_BACKEND, as a new process meets it."""
 
-import ast
 import os
 import subprocess
 import sys
@@ -8,35 +7,30 @@ from pathlib import Path
 
 import pytest
 
-import vae_np
-
-PACKAGE = Path(vae_np.__file__).parent
 ROOT = Path(__file__).parent.parent
-STAND_IN = ROOT / "tests" / "stand_in"
+STAND_IN = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "stand_in")))  # a lesson finds the package nowhere else
 OURS = {"VAE_BACKEND", "STAND_IN_FAULT", "PYTHONPATH"}  # what the environment of the tests says of these is no matter
 
 
-def run(command, backend, **variables):
+def run(backend, *command, **variables):
     environment = {name: value for name, value in os.environ.items() if name not in OURS} | variables
-    if backend is not None:
-        environment["VAE_BACKEND"] = backend
-    return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True,
-                          timeout=120, check=False)
+    environment |= {} if backend is None else {"VAE_BACKEND": backend}
+    return subprocess.run([sys.executable, *(command or ("-c", "import vae_np"))], cwd=ROOT, env=environment, text=True,
+                          capture_output=True, timeout=120, check=False)
 
 
-def import_with(backend, code="import vae_np.backend as b; print(b.NAME, b.xp.__name__)", **variables):
-    return run(["-c", code], backend, **variables)
+# What a process prints: its backend, the library, whether classes give way to others, and what they then are.
+SAYS = ("from vae_np import VAE, backend as b; model = VAE(16, (4, 6), 5); layer = model.encoder.layers[0]; "
+        "print(b.NAME, b.xp.__name__, bool(b.FASTER), type(model).__module__, type(layer).__module__)")
+NUMPY = ["numpy", "numpy", "True", "vae_np.fast.workers", "vae_np.fast.winograd"]
 
 
-@pytest.mark.parametrize("backend", [None, "", "numpy"])
-def test_numpy_is_the_default(backend):
-    result = import_with(backend)
-    assert (result.stdout.split(), result.stderr) == (["numpy", "numpy"], "")
-
-
-def test_cupy_is_taken_where_all_is_well():
-    result = import_with("cupy", PYTHONPATH=str(STAND_IN))
-    assert (result.stdout.split(), result.stderr) == (["cupy", "cupy"], "")
+@pytest.mark.parametrize(("backend", "words"), [
+    (None, NUMPY), ("", NUMPY), ("numpy", NUMPY), ("plain", ["plain", "numpy", "False", "vae_np.vae", "vae_np.conv"]),
+    ("cupy", ["cupy", "cupy", "True", "vae_np.fast.workers", "vae_np.fast.arrays"])])
+def test_numpy_is_the_default_and_plain_is_the_core_alone(backend, words):
+    result = run(backend, "-c", SAYS, PYTHONPATH=STAND_IN)
+    assert (result.stdout.split(), result.stderr) == (words, "")
 
 
 def assert_one_line(result, line):
@@ -45,12 +39,12 @@ def assert_one_line(result, line):
 
 @pytest.mark.parametrize("backend", ["torch", "CuPy", "numpy "])
 def test_an_unknown_backend_is_one_clear_line(backend):
-    assert_one_line(import_with(backend), f"error: VAE_BACKEND={backend}, but there is no such backend; set it to "
-                                          "numpy or cupy, or unset VAE_BACKEND")
+    assert_one_line(run(backend), f"error: VAE_BACKEND={backend}, but there is no such backend; set it to numpy, cupy "
+                                  "or plain, or unset VAE_BACKEND")
 
 
 def test_cupy_that_is_not_installed_is_one_clear_line():
-    assert_one_line(import_with("cupy", "import sys; sys.modules['cupy'] = None; import vae_np"),
+    assert_one_line(run("cupy", "-c", "import sys; sys.modules['cupy'] = None; import vae_np"),
                     "error: VAE_BACKEND=cupy, but CuPy is not installed; see which CUDA version nvidia-smi shows, 12 "
                     'or 13, and pip install "cupy-cuda12x[ctk]" or "cupy-cuda13x[ctk]", or unset VAE_BACKEND')
 
@@ -73,7 +67,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_cupy_that_cannot_work_is_one_clear_line(fault):
-    result = import_with("cupy", "import vae_np", PYTHONPATH=str(STAND_IN), STAND_IN_FAULT=fault)
+    result = run("cupy", PYTHONPATH=STAND_IN, STAND_IN_FAULT=fault)
     assert_one_line(result, f"error: VAE_BACKEND=cupy, but {FAULTS[fault]}, or unset VAE_BACKEND")
 
 
@@ -83,7 +77,7 @@ def test_cupy_that_cannot_work_is_one_clear_line(fault):
     ("RuntimeError('\\nlibnvrtc is not there\\nor it is elsewhere')", "libnvrtc is not there")])
 def test_whatever_keeps_cupy_from_compiling_its_first_line_is_the_reason(error, reason):
     code = f"import cupy\ndef fail(*args):\n raise {error}\ncupy.arange = fail\nimport vae_np"
-    result = import_with("cupy", code, PYTHONPATH=str(STAND_IN))
+    result = run("cupy", "-c", code, PYTHONPATH=STAND_IN)
     assert result.stderr.startswith(f"error: VAE_BACKEND=cupy, but CuPy cannot compile a kernel ({reason}); the ")
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
 
@@ -91,35 +85,12 @@ def test_whatever_keeps_cupy_from_compiling_its_first_line_is_the_reason(error, 
 @pytest.mark.parametrize("command", [
     ["-m", "vae_np.benchmark"], ["-m", "vae_np.gradcheck"], ["lessons/03_train.py", "--help"]], ids=lambda c: c[-1])
 def test_every_program_ends_with_that_line(command):
-    result = run(command, "cupy", PYTHONPATH=str(STAND_IN), STAND_IN_FAULT="no_driver")
+    result = run("cupy", *command, PYTHONPATH=STAND_IN, STAND_IN_FAULT="no_driver")
     assert_one_line(result, f"error: VAE_BACKEND=cupy, but {NO_DRIVER}, or unset VAE_BACKEND")
 
 
-def imported_modules(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, node) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module, node
-
-
-def test_only_the_backend_imports_cupy_and_only_images_imports_matplotlib():
-    users = {"cupy": set(), "matplotlib": set()}
-    for path in PACKAGE.rglob("*.py"):
-        for name, _ in imported_modules(path):
-            if name.split(".")[0] in users:
-                users[name.split(".")[0]].add(path.name)
-    assert users == {"cupy": {"backend.py"}, "matplotlib": {"pictures.py"}}
-    loaded = import_with(None, "import sys, vae_np.study.pictures; print('matplotlib' in sys.modules)")
-    assert loaded.stdout.strip() == "False"
-
-
-def test_importing_the_package_is_quick_since_no_large_module_comes_with_it():
-    large = "{'matplotlib', 'scipy', 'PIL', 'hypothesis'}"
-    code = f"import sys, vae_np; print(sorted({large} & sys.modules.keys()), 'numpy' in sys.modules)"
-    assert import_with(None, code).stdout.split() == ["[]", "True"]
-
-
-def test_the_package_knows_no_lesson_and_no_tool():
-    for path in PACKAGE.rglob("*.py"):
-        assert not {name for name, _ in imported_modules(path) if name.split(".")[0] in {"lessons", "data_tools"}}, path
+@pytest.mark.parametrize(("module", "large"), [
+    ("vae_np", {"matplotlib", "scipy", "PIL", "hypothesis"}), ("vae_np.study.pictures", {"matplotlib", "scipy"})])
+def test_importing_is_quick_since_no_large_module_comes_with_it(module, large):
+    code = f"import sys, {module}; print(sorted({large} & sys.modules.keys()), 'numpy' in sys.modules)"
+    assert run(None, "-c", code).stdout.split() == ["[]", "True"]

@@ -1,33 +1,22 @@
-"""Convolutions against nested loops, gradients against finite differences, adjoints against each other."""
+"""Convolutions: adjoints, and what layers refuse and print; test_conv_properties.py says that they are right."""
 
 import numpy as np
 import pytest
-from naive import NaiveConv, NaiveConvTranspose
 
+from vae_np import conv
 from vae_np.backend import to_cpu, to_device
-from vae_np.conv import Conv2d, ConvTranspose2d, Workspace, conv_size, conv_transpose_size, fold, unfold
+from vae_np.conv import Conv2d, ConvTranspose2d
 from vae_np.errors import InputError
-from vae_np.gradcheck import check_layer
-
-# (kernel_size, stride, padding), (height, width), channels in, channels out
-GEOMETRIES = [
-    ((4, 2, 1), (8, 6), 3, 5),
-    ((4, 2, 1), (9, 7), 2, 3),
-    ((3, 1, 1), (5, 4), 1, 2),
-    ((3, 2, 0), (7, 9), 2, 1),
-    ((5, 3, 2), (8, 11), 3, 2),
-    ((2, 2, 0), (4, 6), 4, 3),
-    ((2, 3, 1), (7, 5), 2, 2),
-    ((1, 1, 0), (3, 2), 2, 4),
-    ((4, 4, 2), (9, 12), 1, 2),
-    ((3, 3, 1), (6, 8), 2, 2),
-]
+from vae_np.fast import arrays
 
 
-def make(kind, geometry, inputs, outputs, rng, dtype="float64"):
-    layer = kind(inputs, outputs, geometry[0], rng, stride=geometry[1], padding=geometry[2], dtype=dtype)
-    layer.bias.value[...] = to_device(rng.standard_normal(outputs))
-    return layer
+@pytest.fixture(params=["plain", "fast"])
+def steps(request):
+    """unfold and fold of the core, or those of fast/ with a workspace for both, as in a layer."""
+    if request.param == "plain":
+        return conv.unfold, conv.fold
+    workspace = arrays.Workspace()
+    return lambda *args: arrays.unfold(*args, workspace), lambda *args: arrays.fold(*args, workspace)
 
 
 def assert_adjoint(y, dy, x, dx):
@@ -36,143 +25,67 @@ def assert_adjoint(y, dy, x, dx):
     assert float((y * dy).sum()) == pytest.approx(float((x * dx).sum()), rel=0, abs=rounding)
 
 
-@pytest.mark.parametrize(("geometry", "size", "inputs", "outputs"), GEOMETRIES)
-@pytest.mark.parametrize(("kind", "naive"), [(Conv2d, NaiveConv), (ConvTranspose2d, NaiveConvTranspose)])
-def test_equals_nested_loops_and_its_gradient_is_right(kind, naive, geometry, size, inputs, outputs, rng):
-    if kind is ConvTranspose2d:
-        size = [max(1, n // 2) for n in size]
-    layer = make(kind, geometry, inputs, outputs, rng)
-    x = rng.standard_normal((2, *size, inputs))
-    expected = naive(to_cpu(layer.weight.value), to_cpu(layer.bias.value), *geometry[1:]).forward(x)
-    np.testing.assert_allclose(to_cpu(layer.forward(to_device(x))), expected, rtol=0, atol=1e-12)
-    errors = check_layer(layer, to_device(x), rng)
-    assert max(errors.values()) < 1e-6, errors
-
-
-@pytest.mark.parametrize(("geometry", "size", "inputs", "outputs"), GEOMETRIES)
-def test_fold_is_the_adjoint_of_unfold(geometry, size, inputs, outputs, rng):
-    x = to_device(rng.standard_normal((2, *size, inputs)))
-    patches = unfold(x, *geometry, Workspace())
-    v = to_device(rng.standard_normal(patches.shape))
-    assert_adjoint(patches, v, x, fold(v, x.shape, *geometry, Workspace()))
-
-
-@pytest.mark.parametrize(("geometry", "size", "inputs", "outputs"), GEOMETRIES)
-@pytest.mark.parametrize("kind", [Conv2d, ConvTranspose2d])
-def test_backward_is_the_adjoint_of_forward_without_its_bias(kind, geometry, size, inputs, outputs, rng):
-    layer = make(kind, geometry, inputs, outputs, rng)
-    x = to_device(rng.standard_normal((2, *size, inputs)))
-    y = layer.forward(x) - layer.bias.value
-    dy = to_device(rng.standard_normal(y.shape))
-    assert_adjoint(y, dy, x, layer.backward(dy))
-
-
-@pytest.mark.parametrize(("geometry", "size", "inputs", "outputs"), GEOMETRIES)
-def test_transposed_convolution_is_the_adjoint_of_the_convolution(geometry, size, inputs, outputs, rng):
-    # Images that the strides of the convolution fill to the last pixel, so that the way back up leads to their size.
-    small = [conv_size(n, *geometry) for n in size]
-    large = [conv_transpose_size(n, *geometry) for n in small]
-    down, up = make(Conv2d, geometry, inputs, outputs, rng), make(ConvTranspose2d, geometry, outputs, inputs, rng)
-    up.weight.value[...] = down.weight.value
-    down.bias.value[...] = 0
-    up.bias.value[...] = 0
-    x = to_device(rng.standard_normal((2, *large, inputs)))
-    y = to_device(rng.standard_normal((2, *small, outputs)))
-    assert_adjoint(down.forward(x), y, x, up.forward(y))
-
-
-@pytest.mark.parametrize("size", [(3, 5), (4, 1), (1, 1)])
-def test_transposed_convolution_at_stride_2_is_four_small_convolutions(size, rng):
-    # Rows 2q and 2q + 1 of the output are 2x2 convolutions at stride 1 of x with a border of zeros. Pixel i meets row
-    # 2q + r through row a = 2 (q - i) + r + 1 of its kernel: pixels q + r - 1 and q + r, through a = 3 - r and 1 - r.
-    layer = make(ConvTranspose2d, (4, 2, 1), 3, 5, rng)
-    weight, bias = to_cpu(layer.weight.value), to_cpu(layer.bias.value)
-    x = rng.standard_normal((2, *size, 3))
-    y = to_cpu(layer.forward(to_device(x)))
-    padded, (h, w) = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), size
-    for r, s in np.ndindex(2, 2):
-        quarter = weight[3 - r :: -2, 3 - s :: -2]
-        expected = bias + sum(
-            np.einsum("nhwc,fc->nhwf", padded[:, r + a : r + a + h, s + b : s + b + w], quarter[a, b])
-            for a, b in np.ndindex(2, 2))
-        np.testing.assert_allclose(y[:, r::2, s::2], expected, rtol=0, atol=1e-12)
-
-
-def test_unfold_lays_patches_out_as_rows(rng):
+def test_unfold_lays_patches_out_as_rows(steps, rng):
     x = rng.standard_normal((2, 5, 6, 3))
-    patches = to_cpu(unfold(to_device(x), 3, 2, 1, Workspace())).reshape(2, 3, 3, 27)
+    patches = to_cpu(steps[0](to_device(x), 3, 2, 1)).reshape(2, 3, 3, 27)
     np.testing.assert_array_equal(patches[1, 1, 2], x[1, 1:4, 3:6].ravel())
     assert not patches[0, 0, 0].reshape(3, 3, 3)[0].any(), "the first row of the first patch is padding"
 
 
-@pytest.mark.parametrize("kind", [Conv2d, ConvTranspose2d])
-def test_non_contiguous_input_gives_the_same(kind, rng):
-    layer = make(kind, (4, 2, 1), 3, 5, rng)
-    wide = rng.standard_normal((2, 16, 3, 6))
-    x = wide[:, ::2, :, ::2].transpose(0, 2, 1, 3).repeat(2, axis=1)[:, ::-1]
-    straight = layer.forward(to_device(np.ascontiguousarray(x))).copy()
-    np.testing.assert_allclose(to_cpu(layer.forward(to_device(x))), to_cpu(straight), rtol=1e-12)
-    dy = rng.standard_normal(straight.shape)
-    dx = layer.backward(to_device(dy)).copy()
-    strided = np.repeat(dy, 2, axis=-1)[..., ::2]
-    np.testing.assert_allclose(to_cpu(layer.backward(to_device(strided))), to_cpu(dx), rtol=1e-12)
+@pytest.mark.parametrize(("geometry", "shape"), [
+    ((4, 2, 1), (2, 8, 12, 3)),
+    ((4, 2, 1), (2, 9, 7, 2)),
+    ((3, 1, 1), (3, 5, 4, 1)),
+    ((3, 2, 0), (1, 7, 9, 2)),
+    ((5, 3, 2), (2, 8, 11, 3)),
+    ((2, 3, 1), (2, 7, 5, 2)),  # some pixels are in no patch
+    ((1, 1, 0), (2, 3, 2, 4)),
+    ((4, 4, 2), (2, 9, 12, 1)),
+])
+def test_fold_is_the_adjoint_of_unfold(steps, geometry, shape, rng):
+    unfold, fold = steps
+    x = to_device(rng.standard_normal(shape))
+    patches = unfold(x, *geometry).copy()
+    v = to_device(rng.standard_normal(patches.shape))
+    assert_adjoint(patches, v, x, fold(v, shape, *geometry))
 
 
-@pytest.mark.parametrize("kind", [Conv2d, ConvTranspose2d])
-def test_float32_stays_float32_and_inputs_are_left_alone(kind, rng):
-    layer = make(kind, (4, 2, 1), 3, 5, rng, dtype="float32")
-    x = rng.standard_normal((2, 8, 6, 3), dtype=np.float32)
-    x.flags.writeable = False
-    y = layer.forward(to_device(x))
-    dy = rng.standard_normal(y.shape, dtype=np.float32)
-    dy.flags.writeable = False
-    dx = layer.backward(to_device(dy))
-    assert {a.dtype for a in (y, dx, layer.weight.grad, layer.bias.grad)} == {np.dtype("float32")}
+@pytest.mark.parametrize(("kernel_size", "stride", "padding"), [(4, 2, 1), (3, 2, 0), (5, 3, 2)])
+def test_transposed_convolution_is_the_adjoint_of_the_convolution(way, kernel_size, stride, padding, rng):
+    down = Conv2d(4, 5, kernel_size, rng, stride, padding, dtype="float64")
+    up = ConvTranspose2d(5, 4, kernel_size, rng, stride, padding, dtype="float64")
+    up.weight.value[...] = down.weight.value
+    y = to_device(rng.standard_normal((2, 4, 2, 5)))
+    x = to_device(rng.standard_normal(up.forward(y).shape))
+    assert_adjoint(down.forward(x), y, x, up.forward(y))
 
 
-@pytest.mark.parametrize("kind", [Conv2d, ConvTranspose2d])
-def test_results_do_not_depend_on_earlier_calls(kind, rng):
-    # Workspaces keep what an earlier call left there, and results must not be views of them.
-    layer = make(kind, (4, 2, 1), 3, 5, rng)
-    x, other = (to_device(rng.standard_normal((2, 8, 6, 3))) for _ in range(2))
-    first = layer.forward(x)
-    kept = first.copy()
-    dx = layer.backward(first)
-    dx_kept, gradient = dx.copy(), layer.weight.grad.copy()
-    layer.backward(layer.forward(other))
-    layer.forward(to_device(rng.standard_normal((1, 4, 4, 3))))
-    np.testing.assert_array_equal(to_cpu(first), to_cpu(kept))
-    np.testing.assert_array_equal(to_cpu(dx), to_cpu(dx_kept))
-    np.testing.assert_array_equal(to_cpu(layer.forward(x)), to_cpu(kept))
-    np.testing.assert_array_equal(to_cpu(layer.backward(kept)), to_cpu(dx_kept))
-    np.testing.assert_array_equal(to_cpu(layer.weight.grad), to_cpu(gradient), "backward overwrites, it does not add")
+def test_a_workspace_keeps_an_array_while_its_shape_and_dtype_stay():
+    workspace = arrays.Workspace()
+    first = workspace.get("patches", (2, 3), np.dtype("float32"))
+    assert workspace.get("patches", (2, 3), np.dtype("float32")) is first
+    for shape, dtype in (((3, 2), "float32"), ((3, 2), "float64"), ((2, 3), "float64")):
+        array = workspace.get("patches", shape, np.dtype(dtype))
+        assert (array.shape, array.dtype) == (shape, dtype)
+        assert not to_cpu(array).any(), "the border of padded images stays as it is"
+        array += 1
 
 
-def test_sizes_are_inverse_to_each_other():
-    for size, k, s, p in ((64, 4, 2, 1), (96, 4, 2, 1), (9, 3, 2, 0), (7, 5, 1, 2)):
-        assert conv_transpose_size(conv_size(size, k, s, p), k, s, p) == size
+@pytest.mark.parametrize(("kind", "geometry", "shape", "complaint"), [
+    (Conv2d, (4, 2, 0), (2, 5, 8, 8), r"expects images \(N, H, W, 5\) but got an array of shape \(2, 5, 8, 8\)"),
+    (Conv2d, (4, 2, 0), (8, 8, 5), r"expects images \(N, H, W, 5\)"),
+    (Conv2d, (4, 2, 0), (2, 3, 8, 5), "got an image of 3x8, smaller than its kernel"),
+    (ConvTranspose2d, (4, 2, 1), (2, 8, 8, 3), r"expects images \(N, H, W, 5\)"),
+    (ConvTranspose2d, (2, 1, 1), (2, 1, 4, 5), "got an image of 1x4, of which its padding leaves nothing"),
+])
+def test_bad_inputs_are_refused(way, kind, geometry, shape, complaint, rng):
+    layer = kind(5, 6, geometry[0], rng, *geometry[1:])
+    with pytest.raises(InputError, match=complaint):
+        layer.forward(to_device(np.zeros(shape)))
 
 
-def test_bad_inputs_are_refused(rng):
-    conv = make(Conv2d, (4, 2, 0), 3, 5, rng)
-    with pytest.raises(InputError, match=r"expects images \(N, H, W, 3\)"):
-        conv.forward(to_device(np.zeros((2, 3, 8, 8))))
-    with pytest.raises(InputError, match="smaller than its kernel"):
-        conv.forward(to_device(np.zeros((2, 3, 8, 3))))
-    with pytest.raises(InputError, match=r"expects images \(N, H, W, 5\)"):
-        make(ConvTranspose2d, (4, 2, 1), 5, 3, rng).forward(to_device(np.zeros((2, 8, 8, 3))))
-    with pytest.raises(InputError, match="its padding leaves nothing"):
-        make(ConvTranspose2d, (2, 1, 1), 5, 3, rng).forward(to_device(np.zeros((2, 1, 4, 5))))
-
-
-@pytest.mark.parametrize("kind", [Conv2d, ConvTranspose2d])
-def test_initial_weights_keep_the_scale(kind, rng):
-    layer = kind(64, 48, 4, rng, stride=2, padding=1)
-    y = layer.forward(to_device(rng.standard_normal((4, 16, 16, 64), dtype=np.float32)))
-    inner = to_cpu(y)[:, 2:-2, 2:-2]
-    assert 0.93 < inner.std() < 1.07
-
-
-def test_repr_says_what_the_layer_does(rng):
-    assert repr(make(Conv2d, (4, 2, 1), 3, 5, rng)) == "Conv2d(3 -> 5, 4x4, stride 2, padding 1)"
-    assert repr(make(ConvTranspose2d, (4, 2, 1), 5, 3, rng)) == "ConvTranspose2d(5 -> 3, 4x4, stride 2, padding 1)"
+def test_repr_says_what_the_layer_does(way, rng):
+    for kind in (Conv2d, ConvTranspose2d):
+        layer = kind(5, 3, 4, rng, stride=2, padding=1)
+        assert repr(layer) == f"{kind.__name__}(5 -> 3, 4x4, stride 2, padding 1)"
+        assert (type(layer) is kind) == (way == "plain")

@@ -10,25 +10,39 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import NaiveConv, NaiveConvTranspose
 
+from vae_np import backend
 from vae_np.backend import to_cpu, to_device, xp
 from vae_np.conv import Conv2d, ConvTranspose2d
 from vae_np.errors import InputError
+from vae_np.fast import winograd
+from vae_np.fast.arrays import FastConv2d, FastConvTranspose2d
 from vae_np.fast.winograd import WinogradConv2d, WinogradConvTranspose2d
 
 # By kind, the rows or columns of its input that fall into one tile of the fast path; 0 for kinds that have none.
-TILES = {Conv2d: 0, ConvTranspose2d: 0, WinogradConv2d: 4, WinogradConvTranspose2d: 2}
+TILES = {Conv2d: 0, ConvTranspose2d: 0, FastConv2d: 0, FastConvTranspose2d: 0}
+if backend.NAME != "cupy":  # on a GPU, 16 products are sooner done
+    TILES |= {WinogradConv2d: 4, WinogradConvTranspose2d: 2}
 KINDS = pytest.mark.parametrize(("kind", "naive_kind"), [
     (kind, NaiveConvTranspose if issubclass(kind, ConvTranspose2d) else NaiveConv) for kind in TILES])
-# A gradient of the weight sums at most 3 * 24 * 24 products here: below 2^24 for these limits, or 2^53 in float64, the
+# A gradient of the weight sums at most 3 * 15 * 15 products here: below 2^24 for these limits, or 2^53 in float64, the
 # whole numbers that the dtypes hold exactly. Sums in float64 are too large for float32: one that is taken there shows.
 # The Winograd layers keep to the same bound. They sum up to 4 numbers before they multiply: that makes products up to 4
 # times larger in a gradient of the weight, which has one for 4 places, and up to 16 times larger in what is added back
 # into images, but over 4 channels only. Nothing is ever divided, so that all stays whole.
 LIMITS = {"float32": 2**6, "float64": 2**20}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def every_kind_as_it_is():
+    """Conv2d makes a Conv2d, and small examples take the fast path, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "FASTER", {})
+        patch.setattr(winograd, "FEWEST_CHANNELS", 1)
+        yield
 
 
 def reverse(a):
@@ -60,7 +74,7 @@ class Case:
     dtype: str
     x_layout: str
     dy_layout: str
-    has_worked_before: bool
+    earlier: str  # what the layer has worked on before
     seed: int
 
     def layers(self, kind, naive_kind, rng):
@@ -71,18 +85,12 @@ class Case:
         layer.weight.value[...], layer.bias.value[...] = to_device(weight), to_device(bias)
         return layer, naive_kind(weight.astype("float64"), bias.astype("float64"), stride, padding)
 
-    def build(self, kind, naive_kind):
-        """A layer, the same one in loops, x, and dy; discards the example if x is too small."""
-        rng = np.random.default_rng(self.seed)
-        layer, naive = self.layers(kind, naive_kind, rng)
-        y_shape = naive.output_shape(self.x_shape)
-        assume(min(y_shape) > 0)
-        if self.has_worked_before:  # with workspaces full of what has to be overwritten
-            layer.forward(to_device(self.numbers(rng, self.x_shape)))
-            layer.backward(to_device(self.numbers(rng, y_shape)))
-        x = LAYOUTS[self.x_layout](to_device(self.numbers(rng, self.x_shape)))
-        dy = LAYOUTS[self.dy_layout](to_device(self.numbers(rng, y_shape)))
-        return layer, naive, x, dy
+    def work_before(self, layer, naive, rng):
+        """Fill the layer's workspaces with what has to be overwritten."""
+        n, h, w, c = self.x_shape
+        for shape in {"nothing": [], "the same size": [self.x_shape], "another": [(n + 1, w, h, c)]}[self.earlier]:
+            layer.forward(to_device(self.numbers(rng, shape)))
+            layer.backward(to_device(self.numbers(rng, naive.output_shape(shape))))
 
     def numbers(self, rng, shape):
         limit = LIMITS[self.dtype]
@@ -90,17 +98,14 @@ class Case:
 
 
 @functools.cache  # to build a strategy takes as long as to draw from it
-def cases(largest, kind):
-    """Cases with images of 1 to `largest` rows and columns, mostly of whole tiles where the kind cuts images into them.
-
-    The rest goes to the simple layers, where other examples go, too.
-    """
-    anything = cases_of(st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(0, 2)), st.integers(1, largest))
-    tile = TILES[kind]
-    if not tile:
+def cases(kind):
+    """Cases with images of 1 to 12 rows and columns; where the kind cuts them into tiles, most fit, or nearly."""
+    anything = cases_of(st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2)), st.integers(1, 11))
+    if not TILES[kind]:
         return anything
-    whole_tiles = cases_of(st.just((4, 2, 1)), st.integers(1, (largest + 1) // 4).map(lambda count: count * tile))
-    return st.integers(0, 4).flatmap(lambda choice: whole_tiles if choice else anything)  # four in five, about
+    whole_tiles = cases_of(st.just((4, 2, 1)), st.integers(1, 3).map(lambda count: count * TILES[kind]))
+    nearly = cases_of(st.tuples(st.just(4), st.just(2), st.sampled_from([1, 0, 2])), st.sampled_from([4, 5, 7, 8]))
+    return st.integers(0, 5).flatmap([*3 * [whole_tiles], nearly, nearly, anything].__getitem__)
 
 
 def cases_of(geometry, size):
@@ -108,94 +113,46 @@ def cases_of(geometry, size):
     return st.builds(
         Case, geometry=geometry, x_shape=st.tuples(st.integers(1, 3), size, size, channels), outputs=channels,
         dtype=st.sampled_from(list(LIMITS)), x_layout=layouts, dy_layout=layouts,
-        has_worked_before=st.booleans(), seed=st.integers(0, 2**32 - 1))  # fmt: skip
-
-
-def examples(count):
-    return settings(max_examples=count, deadline=None, print_blob=True)
+        earlier=st.sampled_from(["nothing", "the same size", "another"]), seed=st.integers(0, 2**32 - 1))  # fmt: skip
 
 
 @KINDS
 @given(data=st.data())
-@examples(70)
-def test_forward_and_backward_are_their_definitions_in_loops(kind, naive_kind, data):
-    case = data.draw(cases(7, kind))
-    layer, naive, x, dy = case.build(kind, naive_kind)
-    x_values, dy_values = to_cpu(x).astype("float64"), to_cpu(dy).astype("float64")
-    np.testing.assert_array_equal(to_cpu(layer.forward(x)), naive.forward(x_values))
-    dx, dweight, dbias = naive.backward(x_values, dy_values)
-    np.testing.assert_array_equal(to_cpu(layer.backward(dy)), dx)
-    np.testing.assert_array_equal(to_cpu(layer.weight.grad), dweight)
-    np.testing.assert_array_equal(to_cpu(layer.bias.grad), dbias)
-
-
-@KINDS
-@given(data=st.data())
-@examples(60)
-def test_gradients_fit_a_map_that_is_linear_in_the_image_and_in_the_weight(kind, naive_kind, data):
-    case = data.draw(cases(20, kind))
-    # y - b is linear in x: for every x, <y - b, dy> is <x, g> with one and the same g, and that is the gradient. It is
-    # linear in the weight, too, where the same holds. This proves gradients by what forward returns, without finite
-    # differences. But each example compares one number only; the test above looks at every element.
-    layer, _, x, dy = case.build(kind, naive_kind)
-    bias = layer.bias.value
-    change = inner(layer.forward(x) - bias, dy)
-    assert inner(x, layer.backward(dy)) == change
-    assert inner(layer.weight.value, layer.weight.grad) == change
-    assert inner(bias, layer.bias.grad) == inner(xp.broadcast_to(bias, dy.shape), dy)
-
-
-def inner(a, b):
-    """The sum of a * b in Python's whole numbers, which have room for it."""
-    return sum(int(p) * int(q) for p, q in zip(to_cpu(a).ravel().tolist(), to_cpu(b).ravel().tolist(), strict=True))
-
-
-@KINDS
-@given(data=st.data())
-@examples(40)
-def test_dtypes_stay_and_nothing_that_was_given_or_returned_changes(kind, naive_kind, data):
-    case = data.draw(cases(12, kind))
-    layer, _, x, dy = case.build(kind, naive_kind)
-    kept = []  # pairs of an array and its copy
-
-    def keep(array):
-        kept.append((array, array.copy()))
-        return array
-
-    for array in (x, dy, layer.weight.value, layer.bias.value):
-        keep(array)
-    y = keep(layer.forward(x))
-    dx = keep(layer.backward(dy))
-    layer.backward(layer.forward(x + 1))  # what comes later must not overwrite results
-    for array, copy in kept:
-        np.testing.assert_array_equal(to_cpu(array), to_cpu(copy))
-    assert {array.dtype for array in (y, dx, layer.weight.grad, layer.bias.grad)} == {np.dtype(case.dtype)}
-    assert (y.shape, dx.shape) == (dy.shape, x.shape)
-
-
-@KINDS
-@given(data=st.data())
-@examples(40)
-def test_an_image_that_leaves_no_output_raises_input_error_and_every_other_gives_one(kind, naive_kind, data):
-    case = data.draw(cases(5, kind))
+@settings(max_examples=100, deadline=None, print_blob=True)
+def test_a_layer_is_its_definition_in_loops(kind, naive_kind, data):
+    case = data.draw(cases(kind))
     rng = np.random.default_rng(case.seed)
     layer, naive = case.layers(kind, naive_kind, rng)
-    expected = naive.output_shape(case.x_shape)
-    x = to_device(case.numbers(rng, case.x_shape))
-    if min(expected) > 0:
-        assert layer.forward(x).shape == expected
-    else:
+    y_shape = naive.output_shape(case.x_shape)
+    if min(y_shape) < 1:
         with pytest.raises(InputError):
-            layer.forward(x)
+            layer.forward(to_device(case.numbers(rng, case.x_shape)))
+        return
+    case.work_before(layer, naive, rng)
+    x = LAYOUTS[case.x_layout](to_device(case.numbers(rng, case.x_shape)))
+    dy = LAYOUTS[case.dy_layout](to_device(case.numbers(rng, y_shape)))
+    expected = naive.forward(to_cpu(x)), *naive.backward(to_cpu(x).astype("float64"), to_cpu(dy).astype("float64"))
+    given_before = [(array, array.copy()) for array in (x, dy, layer.weight.value, layer.bias.value)]
+
+    y = layer.forward(x)
+    for _ in range(2):  # backward overwrites gradients, and may be called again
+        dx = layer.backward(dy)
+        results = y, dx, layer.weight.grad, layer.bias.grad
+        assert {array.dtype for array in results} == {np.dtype(case.dtype)}
+        for array, right in zip(results, expected, strict=True):
+            np.testing.assert_array_equal(to_cpu(array), right)
+    layer.backward(layer.forward(x + 1))  # what comes later must not overwrite results
+    for array, before in [*given_before, (y, expected[0]), (dx, expected[1])]:
+        np.testing.assert_array_equal(to_cpu(array), to_cpu(before))
 
 
 @pytest.mark.parametrize("kind", [kind for kind, tile in TILES.items() if tile])
-def test_most_examples_of_a_winograd_layer_take_its_fast_path_and_some_do_not(kind):
-    # What the tests above say of these layers is worth as much as the examples that get there.
+def test_enough_examples_of_a_winograd_layer_take_its_fast_path_and_enough_do_not(kind):
+    # What the test above says of these layers is worth as much as the examples that get there.
     fitting = []
 
-    @settings(max_examples=60, deadline=None, database=None, derandomize=True)
-    @given(case=cases(7, kind))
+    @settings(max_examples=150, deadline=None, database=None, derandomize=True)
+    @given(case=cases(kind))
     def look(case):
         layer, _ = case.layers(kind, NaiveConv, np.random.default_rng(0))
         try:
@@ -205,4 +162,4 @@ def test_most_examples_of_a_winograd_layer_take_its_fast_path_and_some_do_not(ki
         fitting.append(layer.fast)
 
     look()
-    assert 0.5 < np.mean(fitting) < 1
+    assert 0.25 < np.mean(fitting) < 0.9

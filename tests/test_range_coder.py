@@ -4,7 +4,6 @@ import itertools
 import math
 from fractions import Fraction
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from vae_np.errors import InputError
 from vae_np.study.range_coder import COIN, Decoder, Encoder
 
-ALPHABETS = ((0, 1, 3, 8), (0, 1, 100_000), (0, 999_999, 1_000_000), (0, 5), COIN, tuple(range(300)))
+ALPHABET = (0, 1, 3, 8)
 
 
 def encode(message):
@@ -40,19 +39,23 @@ def messages(draw):
     return message
 
 
-@settings(max_examples=300, derandomize=True, database=None, deadline=None)
-@given(messages())
-def test_any_message_comes_back_in_as_many_bytes_as_its_entropy_needs(message):
-    content = encode(message)
-    decoder = Decoder(content)
-    assert [decoder.get(cumulative) for _, cumulative in message] == [symbol for symbol, _ in message]
-    assert len(content) <= math.ceil(bits(message) / 8 + 1e-9)
+@pytest.mark.parametrize("examples", [50, pytest.param(300, marks=pytest.mark.slow)])
+def test_any_message_comes_back_in_as_many_bytes_as_its_entropy_needs(examples):
+    @settings(max_examples=examples, derandomize=True, database=None, deadline=None)
+    @given(messages())
+    def check(message):
+        content = encode(message)
+        decoder = Decoder(content)
+        assert [decoder.get(cumulative) for _, cumulative in message] == [symbol for symbol, _ in message]
+        assert len(content) <= math.ceil(bits(message) / 8 + 1e-9)
+
+    check()
 
 
 def test_every_short_message_is_in_its_interval():
     """Against fractions: the bytes as a number lie in the interval that the definition gives, no shorter ones do, and
     the intervals of all messages of a length fill [0, 1) without overlap."""
-    cumulative, end = ALPHABETS[0], Fraction(0)
+    cumulative, end = ALPHABET, Fraction(0)
     for message in itertools.product(range(3), repeat=4):
         low, width = Fraction(0), Fraction(1)
         for symbol in message:
@@ -69,16 +72,6 @@ def test_every_short_message_is_in_its_interval():
     assert end == 1
 
 
-@pytest.mark.parametrize("cumulative", ALPHABETS)
-def test_random_messages_cost_what_their_entropy_is(cumulative, rng):
-    p = np.diff(cumulative) / cumulative[-1]
-    message = [(int(symbol), cumulative) for symbol in rng.choice(len(p), size=400, p=p)]
-    content = encode(message)
-    decoder = Decoder(content)
-    assert [(decoder.get(cumulative), cumulative) for _ in message] == message
-    assert bits(message) / 8 - 2 < len(content) <= math.ceil(bits(message) / 8)
-
-
 @pytest.mark.parametrize("numbers", [[1], [2, 3], list(range(1, 70)), [2**31, 1, 2**31 - 1, 10**30]])
 def test_whole_numbers_come_back_in_the_bits_of_elias(numbers):
     coder = Encoder()
@@ -87,10 +80,6 @@ def test_whole_numbers_come_back_in_the_bits_of_elias(numbers):
     assert coder.whole == 2 ** sum(2 * math.floor(math.log2(number)) + 1 for number in numbers)
     decoder = Decoder(coder.finish())
     assert [decoder.get_integer() for _ in numbers] == numbers
-
-
-def test_an_empty_message_and_a_certain_one_cost_nothing():
-    assert encode([]) == encode([(0, (0, 5))] * 100) == b""
 
 
 def test_a_symbol_of_frequency_0_is_refused():
@@ -102,6 +91,6 @@ def test_a_symbol_of_frequency_0_is_refused():
 @pytest.mark.parametrize("content", [b"", b"\0", b"\xff" * 50, bytes(range(256))])
 def test_decoding_anything_ends(content):
     decoder = Decoder(content)
-    for cumulative in ALPHABETS:
+    for cumulative in (ALPHABET, (0, 5), (0, 999_999, 1_000_000), COIN):
         assert 0 <= decoder.get(cumulative) < len(cumulative) - 1
         assert decoder.get_integer() >= 1

@@ -1,8 +1,6 @@
-"""python -m vae_np.benchmark: the command is vae_np/run/benchmark.py."""
-
-import sys
+"""python -m vae_np.benchmark: the command is in vae_np/run/benchmark.py."""
 
 from vae_np.run.benchmark import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -5,10 +5,9 @@ is a matrix product; `fold` is its adjoint and adds each row back where unfold t
 a convolution read backwards. Both layers are made of the same two functions, with the roles swapped.
 """
 
-from vae_np.backend import on_gpu, xp
+from vae_np.backend import xp
 from vae_np.errors import InputError
-from vae_np.fast import gpu as kernels
-from vae_np.layers import Layer, Parameter, add_bias, random_weight, sum_rows
+from vae_np.layers import Layer, Parameter, random_weight, sum_rows
 
 
 def conv_size(size, kernel_size, stride, padding):
@@ -21,78 +20,47 @@ def conv_transpose_size(size, kernel_size, stride, padding):
     return (size - 1) * stride + kernel_size - 2 * padding
 
 
-class Workspace:
-    """Arrays that are kept from one call to the next, since large new ones cost page faults."""
-
-    def __init__(self):
-        self.arrays = {}
-
-    def get(self, name, shape, dtype):
-        """An array of this shape and dtype, with whatever it last held, or zeros where it is new.
-
-        unfold relies on the zeros of a border that it never writes to: one workspace serves one padding.
-        """
-        array = self.arrays.get(name)
-        if array is None or array.shape != shape or array.dtype != dtype:
-            array = self.arrays[name] = xp.zeros(shape, dtype)
-        return array
-
-
-@on_gpu(kernels.unfold)
-def unfold(x, kernel_size, stride, padding, workspace):
+def unfold(x, kernel_size, stride, padding):
     """The patches of x (N, H, W, C) as rows of a matrix (N * OH * OW, K * K * C), zeros where a patch leaves the image.
 
     Row (n, i, j) is x[n, i * s - p : i * s - p + K, j * s - p : j * s - p + K, :], flattened; s is the stride, p the
-    padding. The matrix belongs to the workspace and is valid until the next call with the same workspace.
+    padding. Pixel (a, b) of all patches is every s-th pixel of the padded image, from (a, b) on.
     """
     n, h, w, c = x.shape
-    k = kernel_size
-    oh, ow = conv_size(h, k, stride, padding), conv_size(w, k, stride, padding)
-    padded = workspace.get("padded", (n, h + 2 * padding, w + 2 * padding, c), x.dtype)
-    padded[:, padding : padding + h, padding : padding + w] = x  # the border keeps its zeros
-    # A view in which every patch has axes of its own: a step from patch to patch is `stride` pixels, inside one is one.
-    image, row, column, channel = padded.strides
-    shape = (n, oh, ow, k, k, c)
-    strides = (image, stride * row, stride * column, row, column, channel)
-    patches = workspace.get("patches", shape, x.dtype)
-    patches[...] = xp.lib.stride_tricks.as_strided(padded, shape, strides)
+    k, s, p = kernel_size, stride, padding
+    oh, ow = conv_size(h, k, s, p), conv_size(w, k, s, p)
+    padded = xp.zeros((n, h + 2 * p, w + 2 * p, c), x.dtype)
+    padded[:, p : p + h, p : p + w] = x
+    patches = xp.empty((n, oh, ow, k, k, c), x.dtype)
+    for a in range(k):
+        for b in range(k):
+            patches[:, :, :, a, b] = padded[:, a : a + s * oh : s, b : b + s * ow : s]
     return patches.reshape(n * oh * ow, k * k * c)
 
 
-@on_gpu(kernels.fold)
-def fold(patches, shape, kernel_size, stride, padding, workspace, bias=None, slope=1.0):
+def fold(patches, shape, kernel_size, stride, padding):
     """Add patches back into images: the adjoint of unfold, (N * OH * OW, K * K * C) -> shape (N, H, W, C).
 
-    Pixel (i, j) of a kernel meets every stride-th pixel of the padded image, from (i, j) on. A loop over these offsets
-    adds all patches, each time one pixel of every patch. Returns a new array, through add_bias where a bias is given.
+    Where unfold copies a pixel into every patch that sees it, fold adds all these copies up: the same double loop, with
+    the two sides of the assignment swapped.
     """
     n, h, w, c = shape
-    k = kernel_size
-    oh, ow = conv_size(h, k, stride, padding), conv_size(w, k, stride, padding)
-    # Where the stride divides the kernel, `stride` neighbours in a row of all patches lie side by side in the image,
-    # without gaps: they are added as one run, which is several times faster for images of few channels.
-    run = stride if k % stride == 0 else 1
-    step = stride // run
-    columns = -(-(w + 2 * padding) // run)
-    patches = patches.reshape(n, oh, ow, k, k // run, run * c)
-    padded = workspace.get("sums", (n, h + 2 * padding, columns, run * c), patches.dtype)
-    padded[...] = 0
-    for i in range(k):
-        for j in range(k // run):
-            padded[:, i : i + stride * oh : stride, j : j + step * ow : step] += patches[:, :, :, i, j]
-    padded = padded.reshape(n, h + 2 * padding, columns * run, c)
-    y = padded[:, padding : padding + h, padding : padding + w].copy()
-    return y if bias is None else add_bias(y, bias, slope)
+    k, s, p = kernel_size, stride, padding
+    oh, ow = conv_size(h, k, s, p), conv_size(w, k, s, p)
+    patches = patches.reshape(n, oh, ow, k, k, c)
+    padded = xp.zeros((n, h + 2 * p, w + 2 * p, c), patches.dtype)
+    for a in range(k):
+        for b in range(k):
+            padded[:, a : a + s * oh : s, b : b + s * ow : s] += patches[:, :, :, a, b]
+    return padded[:, p : p + h, p : p + w]
 
 
 class Convolution(Layer):
     """What Conv2d and ConvTranspose2d share: channels, geometry, kernels and bias, and the check of the input.
 
-    gain is the one of random_weight, rng a NumPy generator. Subclasses say what shape their kernels have, and how many
-    products one output sums (fan_in).
+    gain is the one of random_weight, rng a NumPy generator. Subclasses say what shape their kernels have, how many
+    products one output sums (fan_in), and how large an output is.
     """
-
-    slope = 1.0
 
     def __init__(self, inputs, outputs, kernel_size, rng, stride=1, padding=0, gain=1.0, dtype="float32"):
         self.inputs, self.outputs = inputs, outputs
@@ -101,16 +69,21 @@ class Convolution(Layer):
         self.weight = Parameter("weight", random_weight(rng, shape, fan_in, gain, dtype))
         self.bias = Parameter("bias", xp.zeros(outputs, dtype))
         self.parameters = (self.weight, self.bias)
-        self.workspace = Workspace()
 
-    def _check_images(self, x):
+    def output_shape(self, x):
+        """The shape of y (N, OH, OW, F). Raises InputError for an x that is not (N, H, W, C), or too small."""
         if x.ndim != 4 or x.shape[-1] != self.inputs:
             raise InputError(f"{self!r} expects images (N, H, W, {self.inputs}) but got an array of shape {x.shape}")
+        n, h, w, _ = x.shape
+        oh, ow = self._size(h, *self.geometry), self._size(w, *self.geometry)
+        if oh < 1 or ow < 1:
+            raise InputError(f"{self!r} got an image of {h}x{w}, {self._too_small}")
+        return n, oh, ow, self.outputs
 
     def __repr__(self):
         kernel_size, stride, padding = self.geometry
-        return (f"{type(self).__name__}({self.inputs} -> {self.outputs}, {kernel_size}x{kernel_size}, "
-                f"stride {stride}, padding {padding})")
+        return (f"{self.name}({self.inputs} -> {self.outputs}, {kernel_size}x{kernel_size}, stride {stride}, "
+                f"padding {padding})")
 
 
 class Conv2d(Convolution):
@@ -125,19 +98,18 @@ class Conv2d(Convolution):
     Raises InputError for an input that is not (N, H, W, C) or smaller than the kernel.
     """
 
+    name, _size, _too_small = "Conv2d", staticmethod(conv_size), "smaller than its kernel"
+
     def _kernels(self):
         kernel_size, _, _ = self.geometry
         return (kernel_size, kernel_size, self.inputs, self.outputs), self.inputs * kernel_size**2
 
     def forward(self, x):
-        self._check_images(x)
-        n, h, w, _ = self.input_shape = x.shape
-        oh, ow = conv_size(h, *self.geometry), conv_size(w, *self.geometry)
-        if oh < 1 or ow < 1:
-            raise InputError(f"{self!r} got an image of {h}x{w}, smaller than its kernel")
-        self.patches = unfold(x, *self.geometry, self.workspace)
-        y = self.patches @ self.weight.value.reshape(-1, self.outputs)
-        return add_bias(y, self.bias.value, self.slope).reshape(n, oh, ow, self.outputs)
+        shape = self.output_shape(x)
+        self.input_shape = x.shape
+        self.patches = unfold(x, *self.geometry)
+        y = self.patches @ self.weight.value.reshape(-1, self.outputs) + self.bias.value
+        return y.reshape(shape)
 
     def backward_parameters(self, dy):
         xp.matmul(self.patches.T, dy.reshape(-1, self.outputs), out=self.weight.grad.reshape(-1, self.outputs))
@@ -145,9 +117,8 @@ class Conv2d(Convolution):
 
     def backward(self, dy):
         self.backward_parameters(dy)
-        dpatches = self.workspace.get("dpatches", self.patches.shape, dy.dtype)
-        xp.matmul(dy.reshape(-1, self.outputs), self.weight.value.reshape(-1, self.outputs).T, out=dpatches)
-        return fold(dpatches, self.input_shape, *self.geometry, self.workspace)
+        dpatches = dy.reshape(-1, self.outputs) @ self.weight.value.reshape(-1, self.outputs).T
+        return fold(dpatches, self.input_shape, *self.geometry)
 
 
 class ConvTranspose2d(Convolution):
@@ -165,25 +136,21 @@ class ConvTranspose2d(Convolution):
     Raises InputError for an input that is not (N, H, W, C) or so small that the padding leaves nothing of the output.
     """
 
+    name, _size = "ConvTranspose2d", staticmethod(conv_transpose_size)
+    _too_small = "of which its padding leaves nothing"
+
     def _kernels(self):
         kernel_size, stride, _ = self.geometry
         return (kernel_size, kernel_size, self.outputs, self.inputs), self.inputs * kernel_size**2 / stride**2
 
     def forward(self, x):
-        self._check_images(x)
-        n, h, w, _ = self.input_shape = x.shape
-        oh, ow = conv_transpose_size(h, *self.geometry), conv_transpose_size(w, *self.geometry)
-        if oh < 1 or ow < 1:
-            raise InputError(f"{self!r} got an image of {h}x{w}, of which its padding leaves nothing")
-        self.x = x.reshape(-1, self.inputs)
-        matrix = self.weight.value.reshape(-1, self.inputs)
-        patches = self.workspace.get("products", (len(self.x), len(matrix)), x.dtype)
-        xp.matmul(self.x, matrix.T, out=patches)
-        shape = (n, oh, ow, self.outputs)
-        return fold(patches, shape, *self.geometry, self.workspace, self.bias.value, self.slope)
+        shape = self.output_shape(x)
+        self.input_shape, self.x = x.shape, x.reshape(-1, self.inputs)
+        patches = self.x @ self.weight.value.reshape(-1, self.inputs).T
+        return fold(patches, shape, *self.geometry) + self.bias.value
 
     def backward(self, dy):
-        dpatches = unfold(dy, *self.geometry, self.workspace)
+        dpatches = unfold(dy, *self.geometry)
         xp.matmul(dpatches.T, self.x, out=self.weight.grad.reshape(-1, self.inputs))
         self.bias.grad[...] = sum_rows(dy)
         return (dpatches @ self.weight.value.reshape(-1, self.inputs)).reshape(self.input_shape)

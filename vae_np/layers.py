@@ -5,14 +5,10 @@ with respect to y, dx the one with respect to x. backward overwrites the gradien
 not add to them), and neither ever writes to the arrays that it was given.
 """
 
-import itertools
 import math
 
-import numpy as np
-
-from vae_np.backend import on_gpu, to_device, xp
+from vae_np.backend import Replaceable, to_device, xp
 from vae_np.errors import InputError
-from vae_np.fast import gpu as kernels
 
 
 class Parameter:
@@ -30,8 +26,8 @@ class Parameter:
 def bind(parameters, values, grads):
     """Make every parameter a view into two flat arrays: its value into `values`, its gradient into `grads`.
 
-    Adam, checkpoints and sums of gradients over workers are then single array operations. What the parameters held
-    before is forgotten; `pack` keeps it.
+    Adam, checkpoints and sums of gradients are then single array operations. What the parameters held before is
+    forgotten; `pack` keeps it.
     """
     start = 0
     for parameter in parameters:
@@ -62,42 +58,11 @@ def random_weight(rng, shape, fan_in, gain, dtype):
 
 
 def sum_rows(dy):
-    """Sum (..., F) over all axes but the last: the gradient of a bias that was added to every row.
-
-    In two steps, a wide one and a small one: adding up hundreds of thousands of rows of 3 numbers one by one is slow,
-    and in float32 it rounds more.
-    """
-    if xp is not np:
-        dy = dy.reshape(-1, dy.shape[-1])
-        return kernels.ones(len(dy), dy.dtype.char) @ dy  # CuPy gives a sum over rows to few threads, a product to all
-    if dy.ndim > 2:
-        dy = dy.reshape(-1, dy.shape[-2] * dy.shape[-1]).sum(axis=0).reshape(-1, dy.shape[-1])
-    return dy.sum(axis=0)
+    """Sum (..., F) over all axes but the last: the gradient of a bias that was added to every row."""
+    return dy.reshape(-1, dy.shape[-1]).sum(axis=0)
 
 
-@on_gpu(kernels.add_bias)
-def add_bias(y, bias, slope=1.0):
-    """Add bias (F,) to every row of y (..., F), then apply LeakyReLU(slope), both in place; return y.
-
-    Slope 1 is no activation, which is what every layer asks for; see Sequential for the exception.
-    """
-    y += bias
-    if slope != 1:
-        y[...] = xp.maximum(y, slope * y)
-    return y
-
-
-@on_gpu(kernels.leaky_gradient)
-def leaky_gradient(y, dy, slope):
-    """dy where y > 0, else slope * dy. Arithmetic on a mask, since xp.where is several times slower."""
-    dx = (y > 0).astype(dy.dtype)
-    dx *= 1 - slope
-    dx += slope
-    dx *= dy
-    return dx
-
-
-class Layer:
+class Layer(Replaceable):
     """A differentiable map. Subclasses define forward and backward, and list what they learn in `parameters`."""
 
     parameters = ()
@@ -125,8 +90,6 @@ class Dense(Layer):
         backward   dW = x^T dy     db = sum of dy over N     dx = dy W^T
     """
 
-    slope = 1.0
-
     def __init__(self, inputs, outputs, rng, gain=1.0, dtype="float32"):
         self.weight = Parameter("weight", random_weight(rng, (inputs, outputs), inputs, gain, dtype))
         self.bias = Parameter("bias", xp.zeros(outputs, dtype))
@@ -134,7 +97,7 @@ class Dense(Layer):
 
     def forward(self, x):
         self.x = x
-        return add_bias(x @ self.weight.value, self.bias.value, self.slope)
+        return x @ self.weight.value + self.bias.value
 
     def backward(self, dy):
         xp.matmul(self.x.T, dy, out=self.weight.grad)
@@ -153,8 +116,6 @@ class LeakyReLU(Layer):
     Raises InputError unless slope is between 0 and 1, where y = max(x, slope * x).
     """
 
-    applied_before = False
-
     def __init__(self, slope=0.2):
         if not 0 <= slope <= 1:
             raise InputError(f"the slope of LeakyReLU must be between 0 and 1, not {slope}")
@@ -166,15 +127,11 @@ class LeakyReLU(Layer):
         return math.sqrt(2 / (1 + self.slope**2))
 
     def forward(self, x):
-        if self.applied_before:
-            self.y = x
-        else:
-            y = self.slope * x
-            self.y = xp.maximum(x, y, out=y)
+        self.y = xp.maximum(x, self.slope * x)
         return self.y
 
     def backward(self, dy):
-        return leaky_gradient(self.y, dy, self.slope)  # y has the sign of x
+        return xp.where(self.y > 0, dy, self.slope * dy)  # y has the sign of x
 
     def __repr__(self):
         return f"LeakyReLU({self.slope})"
@@ -198,17 +155,10 @@ class Reshape(Layer):
 
 
 class Sequential(Layer):
-    """Layers one after the other: forward from first to last, backward from last to first (the chain rule).
-
-    On a GPU each pass over memory counts, so there a layer whose class has a `slope` also applies the LeakyReLU that
-    follows it, while its kernel has the numbers at hand. What comes out of the two is the same.
-    """
+    """Layers one after the other: forward from first to last, backward from last to first (the chain rule)."""
 
     def __init__(self, *layers):
         self.layers = layers
-        for layer, activation in itertools.pairwise(layers):
-            if xp is not np and hasattr(type(layer), "slope") and isinstance(activation, LeakyReLU):
-                layer.slope, activation.applied_before = activation.slope, True
         self.parameters = tuple(parameter for layer in layers for parameter in layer.parameters)
 
     def forward(self, x):

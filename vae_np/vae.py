@@ -5,18 +5,15 @@
 Kingma and Welling 2014, "Auto-encoding variational Bayes".
 """
 
-import functools
-
 import numpy as np
 
-from vae_np.backend import to_cpu, to_device, xp
+from vae_np.backend import Replaceable, on_host, to_cpu, to_device, xp
 from vae_np.conv import Conv2d, ConvTranspose2d
 from vae_np.errors import InputError
-from vae_np.fast.winograd import WinogradConv2d, WinogradConvTranspose2d
-from vae_np.fast.workers import SHARD_SIZE, Workers
-from vae_np.layers import Dense, LeakyReLU, Reshape, Sequential, bind, pack
-from vae_np.losses import kl_divergence, sigmoid
-from vae_np.study.priors import Standard
+from vae_np.layers import Dense, LeakyReLU, Reshape, Sequential, pack
+from vae_np.losses import kl_divergence, kl_per_dimension, sigmoid
+
+PART = 32  # images that are encoded or decoded at a time
 
 
 class Reparameterization:
@@ -39,7 +36,7 @@ class Reparameterization:
         return dz, dz * self.std * self.eps * 0.5
 
 
-class VAE:
+class VAE(Replaceable):
     """A convolutional VAE for square RGB images.
 
     encoder   for every entry of channels a 4x4 stride-2 convolution and LeakyReLU(0.2), then one dense layer to mu and
@@ -48,7 +45,7 @@ class VAE:
 
     image_size must be divisible by 2^len(channels). seed fixes the initial weights. dtype is float32, or float64 for
     gradient checks. All parameters are views into the flat array `values`, their gradients into `grads`. `prior` is
-    what `sample` draws codes from: N(0, I), unless another was fitted after training (priors.py).
+    what `sample` draws codes from: None for N(0, I), unless another was fitted after training (study/priors.py).
     Raises InputError for settings that do not fit.
     """
 
@@ -62,21 +59,9 @@ class VAE:
         self.decoder = build_decoder(image_size, channels, latent_dim, rng, dtype)
         self.parameters = self.encoder.parameters + self.decoder.parameters
         self.values, self.grads = pack(self.parameters)
-        self.prior = Standard(latent_dim)
+        self.prior = None
 
-    @functools.cached_property
-    def workers(self):
-        """The threads that encode and decode run on, one for each core; assign Workers(model, threads) for others."""
-        return Workers(self)
-
-    def replica(self):
-        """A VAE that shares this one's parameters and has gradients and caches of its own, for another thread."""
-        other = VAE(**self.settings, dtype=self.dtype)
-        other.values = self.values
-        bind(other.parameters, other.values, other.grads)
-        return other
-
-    # The path that training takes: what forward keeps, backward uses.
+    # The path that training takes, on arrays of the backend: what forward keeps, backward uses.
 
     def forward(self, x, eps):
         """Images x (N, H, W, 3) in [0, 1] and noise eps (N, Z) from N(0, 1) -> (logits, mu, log_var).
@@ -90,8 +75,7 @@ class VAE:
         self._check_codes(eps, "noise", rows=len(x))
         if not (isinstance(x, xp.ndarray) and isinstance(eps, xp.ndarray)):
             raise InputError(f"expected images and noise as arrays of {xp.__name__}: use vae_np.backend.to_device")
-        h = self.encoder.forward(x)
-        mu, log_var = h[:, : self.latent_dim], h[:, self.latent_dim :]
+        mu, log_var = self._halves(self.encoder.forward(x))
         z = self.reparameterization.forward(mu, log_var, eps)
         return self.decoder.forward(z), mu, log_var
 
@@ -105,34 +89,35 @@ class VAE:
         dh = xp.concatenate([dmu + dmu_through_z, dlog_var + dlog_var_through_z], axis=1)
         self.encoder.backward_parameters(dh)
 
-    def loss_and_gradient(self, x, eps, likelihood, beta=1.0, batch_size=None):
+    def loss_and_gradient(self, x, eps, likelihood, beta=1.0):
         """One evaluation of the negative ELBO, loss = recon + beta * kl, and of its gradient, left in `grads`.
 
-        beta: a number, or an array (Z,) with a weight for each latent. batch_size: where x is a shard, the size of the
-        whole batch. Returns (recon, kl), in nats per image.
+        beta: a number, or an array (Z,) with a weight for each latent. Returns (recon, kl), in nats per image.
         """
         require_images(x)
         # A float64 of NumPy's would make every gradient float64.
         beta = beta.astype(self.dtype) if isinstance(beta, xp.ndarray) else float(beta)
         logits, mu, log_var = self.forward(x, eps)
-        recon, dlogits = likelihood(logits, x, batch_size)
-        kl, dmu, dlog_var = kl_divergence(mu, log_var, batch_size)
+        recon, dlogits = likelihood(logits, x)
+        kl, dmu, dlog_var = kl_divergence(mu, log_var)
         self.backward(dlogits, beta * dmu, beta * dlog_var)
         return recon, kl
 
-    # What a trained model is used for: NumPy arrays in, NumPy arrays out, a shard at a time on all workers.
+    def latent_kl(self, x):
+        """KL divergence of each latent, averaged over images x of the backend's: (Z,)."""
+        return kl_per_dimension(*self._halves(self.encoder.forward(x)))
+
+    # What a trained model is used for: NumPy arrays in, NumPy arrays out, a part at a time.
 
     def encode(self, x):
         """Images (N, H, W, 3) -> mu, log_var (N, Z): the approximate posterior q(z | x) of each."""
         self._check_images(x)
-        h = self._in_shards(x, (2 * self.latent_dim,), lambda replica, part: replica.encoder.forward(part))
-        return h[:, : self.latent_dim], h[:, self.latent_dim :]
+        return self.in_parts(lambda model, x: model._halves(to_cpu(model.encoder.forward(to_device(x)))), x)
 
     def decode(self, z):
         """Codes (N, Z) -> images (N, H, W, 3) in [0, 1]."""
         self._check_codes(z, "codes")
-        shape = (self.image_size, self.image_size, 3)
-        return self._in_shards(z, shape, lambda replica, part: sigmoid(replica.decoder.forward(part)))
+        return self.in_parts(lambda model, z: [to_cpu(sigmoid(model.decoder.forward(to_device(z))))], z)[0]
 
     def reconstruct(self, x):
         """Images -> images, through the posterior mean mu: the reconstruction without noise."""
@@ -143,37 +128,36 @@ class VAE:
 
         For N(0, I) these are temperature * eps, eps from N(0, I).
         """
-        return self.decode(self.prior.sample(count, rng, temperature).astype(self.dtype))
+        if self.prior:
+            return self.decode(self.prior.sample(count, rng, temperature).astype(self.dtype))
+        return self.decode(self.dtype.type(temperature) * rng.standard_normal((count, self.latent_dim), self.dtype))
 
-    def _in_shards(self, x, shape, function):
-        workers, y = self.workers, np.empty((len(x), *shape), self.dtype)
+    def in_parts(self, function, *arrays):
+        """function(model, *parts) of some rows of the arrays at a time; what it returns, NumPy arrays, put together."""
+        starts = range(0, max(1, len(arrays[0])), PART)
+        results = [function(self, *(array[start : start + PART] for array in arrays)) for start in starts]
+        return [np.concatenate(column) for column in zip(*results, strict=True)]
 
-        def work(worker, shard):
-            y[shard] = to_cpu(function(workers.replicas[worker], to_device(x[shard])))
-
-        workers.map(work, len(x), SHARD_SIZE)  # whatever the number of threads: the same seed, the same picture
-        return y
+    def _halves(self, h):
+        return h[:, : self.latent_dim], h[:, self.latent_dim :]
 
     def _check_images(self, x):
         size = self.image_size
         expected = f"expected images as a {self.dtype} array (N, {size}, {size}, 3) with values in [0, 1]"
-        shape, dtype = getattr(x, "shape", None), getattr(x, "dtype", type(x).__name__)
-        if shape is None or len(shape) != 4 or shape[1:] != (size, size, 3):
+        if getattr(x, "ndim", None) != 4 or x.shape[1:] != (size, size, 3):
             raise InputError(f"{expected}, got {shape_or_type(x)}")
-        if dtype != self.dtype:
-            raise InputError(f"{expected}, got {dtype}")
+        if x.dtype != self.dtype:
+            raise InputError(f"{expected}, got {x.dtype}")
         # A NaN fails both comparisons, and so this one.
-        if isinstance(x, np.ndarray) and len(x) and not (x.min() >= 0 and x.max() <= 1):
+        if on_host(x) and len(x) and not (x.min() >= 0 and x.max() <= 1):
             raise InputError(f"{expected}, got values from {float(x.min()):g} to {float(x.max()):g}")
 
-    def _check_codes(self, z, name, rows=None):
-        shape, dtype = getattr(z, "shape", None), getattr(z, "dtype", type(z).__name__)
-        if shape is None or len(shape) != 2 or shape[1] != self.latent_dim or rows not in (None, shape[0]):
-            rows = "N" if rows is None else rows
+    def _check_codes(self, z, name, rows="N"):
+        if getattr(z, "ndim", None) != 2 or z.shape[1] != self.latent_dim or rows not in ("N", len(z)):
             raise InputError(f"expected {name} of shape ({rows}, {self.latent_dim}), got {shape_or_type(z)}")
         # float64 noise would silently make every array after it float64.
-        if dtype != self.dtype:
-            raise InputError(f"expected {name} as a {self.dtype} array, got {dtype}")
+        if z.dtype != self.dtype:
+            raise InputError(f"expected {name} as a {self.dtype} array, got {z.dtype}")
 
     def __repr__(self):
         return (f"VAE(image_size={self.image_size}, channels={tuple(self.settings['channels'])}, "
@@ -209,8 +193,7 @@ def build_encoder(image_size, channels, latent_dim, rng, dtype):
     layers, inputs = [], 3
     for outputs in channels:
         activation = LeakyReLU(0.2)
-        kind = Conv2d if inputs == 3 else WinogradConv2d  # of 3 channels, the transforms would cost more than they save
-        layers += [kind(inputs, outputs, 4, rng, stride=2, padding=1, gain=activation.gain, dtype=dtype), activation]
+        layers += [Conv2d(inputs, outputs, 4, rng, stride=2, padding=1, gain=activation.gain, dtype=dtype), activation]
         inputs = outputs
     side = image_size // 2 ** len(channels)
     flat = side * side * inputs
@@ -225,7 +208,7 @@ def build_decoder(image_size, channels, latent_dim, rng, dtype):
               Reshape(side, side, inputs)]
     for outputs in channels[-2::-1]:
         activation = LeakyReLU(0.2)
-        layers += [WinogradConvTranspose2d(inputs, outputs, 4, rng, stride=2, padding=1, gain=activation.gain,
-                                           dtype=dtype), activation]
+        layers += [ConvTranspose2d(inputs, outputs, 4, rng, stride=2, padding=1, gain=activation.gain, dtype=dtype),
+                   activation]
         inputs = outputs
     return Sequential(*layers, ConvTranspose2d(inputs, 3, 4, rng, stride=2, padding=1, dtype=dtype))

@@ -16,10 +16,11 @@ import numpy as np
 from vae_np import VAE, conv, layers, losses
 from vae_np.backend import to_device, xp
 from vae_np.conv import Conv2d, ConvTranspose2d
-from vae_np.gradcheck import TOLERANCE, Result, all_checks, layer_examples, name_of, relative_error, results_of
+from vae_np.gradcheck import relative_error
 from vae_np.layers import LeakyReLU
 from vae_np.losses import Bernoulli
 from vae_np.optim import Adam
+from vae_np.run.gradient_table import TOLERANCE, Result, all_checks, layer_examples, name_of, results_of
 from vae_np.vae import Reparameterization
 
 # What finite differences cannot see: they compare backward with forward, so an error that both share passes, and one
@@ -126,7 +127,8 @@ def planted(bug):
 class LogVarianceAsLogDeviation:
     """exp(log_var) is the variance; the deviation is its root, exp(log_var / 2). Here backward fits the wrong forward,
     so finite differences find nothing: it is the right gradient of another model, whose z spreads too far and whose KL
-    divergence is that of another distribution. One value worked out by hand tells: ln 4 must give 2, and gives 4."""
+    divergence is that of another distribution. One value worked out by hand tells: ln 4 must give 2, and gives 4.
+    The VAE examples of DeZero (examples/vae.py) and numpy-ml (numpy_ml/neural_nets/models/vae.py) ship with it."""
 
     def forward(self, mu, log_var, eps):
         self.eps, self.std = eps, xp.exp(log_var)
@@ -153,8 +155,8 @@ class KLAveraged:
     128 of them that is a beta of 1/128 without saying so: good reconstructions, hopeless samples. Value and gradient
     are wrong by the same factor, so they fit each other. Only a case whose value is known by hand shows it."""
 
-    def kl_divergence(mu, log_var, batch_size=None, right=losses.kl_divergence):
-        return tuple(term / mu.shape[1] for term in right(mu, log_var, batch_size))
+    def kl_divergence(mu, log_var, right=losses.kl_divergence):
+        return tuple(term / mu.shape[1] for term in right(mu, log_var))
 
 
 @replaces("kernel-flipped", on=ConvTranspose2d, caught_by="adjoint")
@@ -208,7 +210,7 @@ class FoldOverwrites:
     4x4 kernels at stride 2 cover every pixel four times, so that three quarters of all terms are missing.
     It shows wherever fold is used: forward in ConvTranspose2d, backward in Conv2d, and in the adjoint test."""
 
-    def fold(patches, shape, kernel_size, stride, padding, workspace, bias=0, slope=1.0):
+    def fold(patches, shape, kernel_size, stride, padding):
         n, h, w, c = shape
         oh, ow = (conv.conv_size(size, kernel_size, stride, padding) for size in (h, w))
         patches = patches.reshape(n, oh, ow, kernel_size, kernel_size, c)
@@ -216,7 +218,7 @@ class FoldOverwrites:
         for i in range(kernel_size):
             for j in range(kernel_size):
                 padded[:, i : i + stride * oh : stride, j : j + stride * ow : stride] = patches[:, :, :, i, j]
-        return padded[:, padding : padding + h, padding : padding + w] + bias
+        return padded[:, padding : padding + h, padding : padding + w]
 
 
 @replaces("slope-forgotten", on=LeakyReLU, caught_by="LeakyReLU")

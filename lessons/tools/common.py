@@ -2,8 +2,8 @@
 
 import argparse
 import itertools
+import math
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +12,11 @@ try:
     import numpy as np
     from tqdm import tqdm
 
-    from vae_np.disk.dataset import Dataset, to_float
+    from vae_np.disk.dataset import Dataset
     from vae_np.errors import CheckpointError, DatasetError, InputError
     from vae_np.run import checkpoint
     from vae_np.run.command import OneLineParser, number_in, report
+    from vae_np.train import to_float
 except ModuleNotFoundError as missing:
     sys.exit(f"error: {missing.name} is not installed here; activate the environment that the README makes "
              "(. .venv/bin/activate), or install the project into this one (pip install -e .)")
@@ -23,6 +24,14 @@ except ModuleNotFoundError as missing:
 SEED = number_in(range(2**32))
 TOY_FACES = Path("data/toy64")
 CHECKPOINT = Path("runs/03_train/checkpoint.npz")
+
+
+def positive(text):
+    """The argparse type of finite numbers above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
 
 
 def one_line(kind, error, trace):
@@ -177,25 +186,6 @@ def encode_all(model, images, label="encoding"):
             bar.update(len(x))
     mu, log_var = zip(*parts, strict=True)
     return np.concatenate(mu), np.concatenate(log_var)
-
-
-def note_interruptions(trainer):
-    """Let Ctrl-C and SIGTERM wait for the end of a training step; a second one is not made to wait.
-
-    Returns a list that their number is put into. Outside of a step, KeyboardInterrupt is raised at once.
-    """
-    noted = []
-
-    def note(number, frame):
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        noted.append(number)
-        if not trainer.in_step:
-            raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, note)
-    return noted
 
 
 def spread(count, total):

@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 from vae_np import VAE
 from vae_np.backend import xp
-from vae_np.conv import Conv2d, Convolution, ConvTranspose2d
+from vae_np.conv import Convolution, ConvTranspose2d
+from vae_np.fast.winograd import FEWEST_CHANNELS
 from vae_np.layers import Dense, LeakyReLU
 
-WAYS = {"nine": "9 products, as the model is", "apart": "   the same, nothing folded into another launch",
-        "unfold": "16 products, patches written to memory", "direct": "   the same, patches never written"}  # fmt: skip
+WAYS = {"unfold": "16 products, as the model is", "direct": "   the same, patches never written",
+        "nine": "9 products, as on a CPU"}  # fmt: skip
 # Adam in array code, the arrays of each operation: those it reads and the one it writes.
 ADAM_PASSES = (3, 2, 3, 2, 3, 2, 3, 2, 2, 2, 3, 2, 3)
 
@@ -42,12 +43,12 @@ class Launch(NamedTuple):
         return max(self.operations / machine.peak, 4 * self.numbers / machine.bandwidth)
 
 
-def launches(model, images, way="nine"):
+def launches(model, images, way="unfold"):
     """The launches of a training step on so many images, as vae_np makes them on a GPU.
 
-    way: "nine" is the model as it is. "apart" gives bias, activation and each operation of Adam launches of their own.
-    "unfold" takes 16 products for 9 everywhere. "direct" takes 16, too, of patches that are put together inside the
-    chip (Chetlur et al. 2014, "cuDNN: efficient primitives for deep learning"): the best that 16 products can do.
+    way: "unfold" is the model as it is. "direct" puts patches together inside the chip (Chetlur et al. 2014, "cuDNN:
+    efficient primitives for deep learning"): the best that 16 products can do. "nine" takes 9 for 16, where
+    fast/winograd.py does on a CPU.
 
     A root, an exponential, a logarithm count as one operation. Nine products of one call are one launch. Left out is
     what is small: noise, the KL divergence, clipping, the conversion of images to floats.
@@ -56,9 +57,9 @@ def launches(model, images, way="nine"):
     for layer, x, y in one_image(model):
         products = 2 if layer is model.encoder.layers[0] else 3  # nobody wants the gradient of the images
         found += [Launch(*work) for work in work_of(layer, images, x, y, way, products)]
-    n, adam = images * y.size, ADAM_PASSES if way == "apart" else (7,)  # at once: g, m, v, values -> m, v, values
+    n, p = images * y.size, model.values.size
     return [*found, Launch("loss", 12 * n, 4 * n), Launch("loss", n, n),  # logits, x -> terms, gradient; their sum
-            *(Launch("Adam", 13 * model.values.size // len(adam), arrays * model.values.size) for arrays in adam)]
+            Launch("Adam", 13 * p, 7 * p)]  # g, m, v, values -> m, v, values
 
 
 @functools.cache
@@ -81,43 +82,38 @@ def work_of(layer, images, x, y, way, products):
     They have the same three matrices; each time another one of them is the result.
     """
     n_x, n_y = images * x.size, images * y.size
-    kind = {"apart": "nine"}.get(way, way)
-    if kind == "nine" and not getattr(layer, "fast", False):
-        kind = "unfold"
+    larger = y if isinstance(layer, ConvTranspose2d) else x
+    if way == "nine" and larger.shape[-1] < FEWEST_CHANNELS:
+        way = "unfold"
     if isinstance(layer, LeakyReLU):
-        yield "bias, activation", n_y, 3 * n_y  # backward: y, dy -> dx
-        if way == "apart":
-            yield "bias, activation", n_y, 2 * n_y
+        yield from [("bias, activation", n_y, 2 * n_y), ("bias, activation", n_y, 3 * n_y)]  # x -> y; y, dy -> dx
     elif isinstance(layer, Dense):
         n_w = layer.weight.value.size
         yield from [("products", 2 * images * n_w, n_x + n_w + n_y)] * products
     elif isinstance(layer, Convolution):
-        yield from convolve(layer, images, x, y, kind, products)
+        yield from convolve(layer, images, x, y, way, products)
     if hasattr(layer, "bias"):
-        yield "bias, activation", n_y, n_y  # dy added up
-        by_blas = isinstance(layer, Dense) or (isinstance(layer, Conv2d) and kind == "unfold")
-        if by_blas or way == "apart":  # a product of BLAS does not add a bias; fold and the transforms do, where told
-            yield "bias, activation", 2 * n_y, 2 * n_y
+        yield from [("bias, activation", n_y, 2 * n_y), ("bias, activation", n_y, n_y)]  # added; dy added up
 
 
-def convolve(layer, images, x, y, kind, products):
+def convolve(layer, images, x, y, way, products):
     """What work_of yields of a convolution, without its bias. The transposed one is the same, read backwards."""
     large, small = (y, x) if isinstance(layer, ConvTranspose2d) else (x, y)  # a patch of large for a pixel of small
     columns, weight, rows = layer.weight.value[..., 0].size, layer.weight.value.size, images * small[..., 0].size
     patches, operations, large, small = rows * columns, 2 * rows * weight, images * large.size, images * small.size
-    if kind == "nine":
+    if way == "nine":
         tiles, kernels, nine = 9 * patches // 16, 9 * weight // 4, 9 * small // 4
         yield from [("products", 9 * operations // 16, tiles + kernels + nine)] * products
-        yield "transforms", 12 * tiles // 9, large + tiles  # tiles_of
+        yield "transforms", 12 * tiles // 9, large + tiles  # input_transform
         # Of nine matrices at a time CuPy multiplies copies where they are transposed: tiles for the gradient of the
         # weights, kernels for that of the input.
         yield from [("transposes", 0, 2 * tiles), ("transposes", 0, 2 * kernels)]
         if products == 3:
-            yield "transforms", tiles, tiles + large  # images_of
+            yield "transforms", tiles, tiles + large  # input_transform_adjoint
         for four, spread in ((small, nine), (weight, kernels)):
-            yield "transforms", 5 * four // 4, four + spread  # nine_of_four
-            yield "transforms", 10 * four // 4, spread + four  # four_of_nine
-    elif kind == "direct":
+            yield "transforms", 5 * four // 4, four + spread  # kernel_transform
+            yield "transforms", 10 * four // 4, spread + four  # output_transform
+    elif way == "direct":
         yield from [("products", operations, large + weight + small)] * products
     else:
         yield from [("products", operations, patches + weight + small)] * products
@@ -146,25 +142,22 @@ def print_table(model, images, machine):
 
 def explain():
     """For readers without a GPU: what the shapes say, and what they do not."""
-    print("\nAnd on a GPU? Nothing of what follows was measured: it is arithmetic.", end="")
+    print("\nAnd on a GPU? The tables are arithmetic, not measurements.", end="")
     print_table(model := VAE(), 512, H100)
     few = [launch.seconds(H100) for launch in launches(model, 32)]
     mean = 1e6 * sum(few) / len(few)
     print(f"""
 What to see: products do more operations a byte than the ridge point (but for those of 3 channels, at both ends), so
-arithmetic bounds them, and 9 for 16 pays. Everything else does less than one, so memory bounds it, and only moving less
-helps: a kernel that writes numbers also adds the bias and applies the activation, and one launch does all of Adam. The
-second way says what it would cost apart.
+arithmetic bounds them. Everything else does less than one, so memory bounds it, and only moving less helps: one launch
+does all of Adam, which array code reads and writes 32 arrays for. Patches that never get to memory would need least of
+all, but that takes a product that puts them together itself, and not a library's.
 
-9 products need less time than 16 of patches in memory. But 16 of patches that never get there would need less still:
-what the transforms save in arithmetic they pay for in traffic. Who wants both must transform
-inside the launch that multiplies, as Lavin and Gray did for 3x3 kernels; with the products of a library one cannot.
-And where products are faster still beside memory, on tensor cores that round their factors to 10 bits (TF32, which this
-model's 9 products do not use), memory bounds the products, too. What pays depends on the ridge point.
-
-None of this is a prediction. No launch reaches a data sheet's figures, so a step takes longer. What the L2 cache holds
-(50 MB on this GPU) need not come from memory, so some launches need less. And launching has a cost of its own, which
-does not shrink with the batch: with 32 images, {len(few)} launches have {mean:.1f} microseconds of work each, which is
-about what it takes Python to make one. A GPU wants few launches, and full ones.
+By these figures 9 products should beat 16 of patches in memory, as on a CPU. Measured, they lost: on an H100, a step
+with four more kernels for the transforms took 1.5 times as long on 128 images and 1.2 times on 512, so a GPU takes 16.
+The table knows nothing of what it takes to launch, nor that nine small matrices at a time fill the chip less well than
+one large one. None of it is a prediction: no launch reaches a data sheet's figures, and what the L2 cache holds (50 MB
+on this GPU) need not come from memory. Launching has a cost of its own, which does not shrink with the batch: with 32
+images, {len(few)} launches have {mean:.1f} microseconds of work each, about what it takes Python to make one. A GPU
+wants few launches, and full ones.
 
 With a GPU, VAE_BACKEND=cupy python lessons/10_speed.py measures all this on yours.""")

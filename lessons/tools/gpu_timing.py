@@ -9,15 +9,15 @@ from unittest import mock
 
 import numpy as np
 
+from tools import figures
 from tools.gpu import ADAM_PASSES, Machine, launches, print_table
-from vae_np import VAE, optim
-from vae_np.backend import synchronize, to_device, xp
-from vae_np.conv import Conv2d, ConvTranspose2d
-from vae_np.fast.winograd import WinogradConv2d, WinogradConvTranspose2d
+from vae_np import VAE
+from vae_np.backend import to_device, xp
+from vae_np.conv import Convolution
+from vae_np.fast import arrays
+from vae_np.fast.gpu import synchronize
 from vae_np.losses import Bernoulli
-from vae_np.study import pictures
-
-PLAIN = {WinogradConv2d: Conv2d, WinogradConvTranspose2d: ConvTranspose2d}
+from vae_np.optim import Adam
 
 
 def fastest(seconds, function, *arguments):
@@ -76,17 +76,17 @@ def measure_launches(seconds, count=1000):
 # The same update three times. In blocks, as a CPU's cache likes it, array code makes thousands of small launches. With
 # whole arrays it makes 13, but they read and write 32 arrays altogether. One kernel reads four and writes three.
 def measure_adam(seconds, count):
-    arrays = [xp.ones(count, "float32") for _ in range(4)]  # values, gradient, both means: m and v stay 1
-    numbers = (*arrays, 0.9, 0.999, 1e-8, 1e-3, 1.0)
-    array_code = getattr(optim.adam_step, "__wrapped__", optim.adam_step)  # on a CPU there is no other
-    title = f"Adam, {count:,} numbers: {arrays[0].nbytes / 1e6:.3g} MB an array"
+    four = [xp.ones(count, "float32") for _ in range(4)]  # values, gradient, both means: m and v stay 1
+    numbers = (*four, 0.9, 0.999, 1e-8, 1e-3, 1.0)
+    array_code = getattr(arrays.adam_step, "__wrapped__", arrays.adam_step)  # on a CPU there is no other
+    title = f"Adam, {count:,} numbers: {four[0].nbytes / 1e6:.3g} MB an array"
     print(f"\n{title:44s} launches        GB        ms      GB/s")
-    for name, function, block, passes in (("array code, in blocks", array_code, optim.BLOCK, ADAM_PASSES),
+    for name, function, block, passes in (("array code, in blocks", array_code, arrays.BLOCK, ADAM_PASSES),
                                           ("array code, whole arrays", array_code, count, ADAM_PASSES),
-                                          ("one launch", optim.adam_step, count, (7,))):
-        with mock.patch.object(optim, "BLOCK", block):
+                                          ("one launch", arrays.adam_step, count, (7,))):
+        with mock.patch.object(arrays, "BLOCK", block):
             took = fastest(seconds, function, *numbers)
-        traffic = sum(passes) * arrays[0].nbytes
+        traffic = sum(passes) * four[0].nbytes
         print(f"{name:44s}{len(passes) * -(-count // block):9,d}{traffic / 1e9:10.3f}{1e3 * took:10.3f}"
               f"{traffic / took / 1e9:10.1f}")
     print("Expect launching to bound the first (divide its time by its launches), and memory the others.")
@@ -106,36 +106,28 @@ def measure_machine(seconds, count, side):
     return Machine("this machine, as measured", peak, bandwidth)
 
 
-# %% The layers, plain and fast
-# Rates count the operations of 16 products in both. So WinogradConv2d may come out above the speed of products, as in
-# this lesson on a CPU; where its transforms cost more than they save, it comes out below Conv2d.
+# %% The layers
+# Rates of the forward passes. A layer of few channels does few operations for each number that it moves, and is far
+# from the speed of a large product.
 def measure_layers(out, seconds, model, x, eps, machine):
-    print(f"\n{f'forward, {len(x)} images':44s}{'ms':>8s}{'TFLOP/s':>9s}   fast: ms{'TFLOP/s':>9s}{'gain':>7s}")
-    rates, rng = {}, np.random.default_rng(0)
+    print(f"\n{f'forward, {len(x)} images':44s}{'ms':>8s}{'TFLOP/s':>9s}")
+    rates = {}
     for network, given in ((model.encoder, x), (model.decoder, eps)):
         for layer in network.layers:
             made = layer.forward(given)
-            if type(layer) in PLAIN:
-                kernel_size, stride, padding = layer.geometry
-                plain = PLAIN[type(layer)](layer.inputs, layer.outputs, kernel_size, rng, stride, padding)
-                plain.weight, plain.bias, plain.slope = layer.weight, layer.bias, layer.slope
-                assert float(xp.abs(plain.forward(given) - made).max()) < 0.05, f"{layer!r} and {plain!r} differ"
+            if isinstance(layer, Convolution):
                 pixels = min(array.size // array.shape[-1] for array in (given, made))
-                work = 2 * pixels * layer.weight.value.size
-                names = [repr(one).split(",")[0] + ")" for one in (plain, layer)]
-                times = [fastest(seconds, one.forward, given) for one in (plain, layer)]
-                rates |= {name: work / took / 1e12 for name, took in zip(names, times, strict=True)}
-                print(f"{names[0]:44s}{1e3 * times[0]:8.3f}{rates[names[0]]:9.3g}{1e3 * times[1]:11.3f}"
-                      f"{rates[names[1]]:9.3g}{times[0] / times[1]:7.2f}")
+                took, name = fastest(seconds, layer.forward, given), repr(layer).split(",")[0] + ")"
+                rates[name] = 2 * pixels * layer.weight.value.size / took / 1e12
+                print(f"{name:44s}{1e3 * took:8.3f}{rates[name]:9.3g}")
             given = made
-    pictures.bars(out / "gpu.png", rates, "TFLOP/s, where 16 products count",
-                  (machine.peak / 1e12, "a product of large matrices"))
-    print(f"Where the gain is below 1, the transforms cost more than they save.\n{out}/gpu.png")
+    figures.bars(out / "gpu.png", rates, "TFLOP/s", (machine.peak / 1e12, "a product of large matrices"))
+    print(f"{out}/gpu.png")
 
 
 # %% The whole step
 def measure_step(seconds, model, x, eps, machine):
-    adam, bound = optim.Adam(model.values, model.grads), sum(w.seconds(machine) for w in launches(model, len(x)))
+    adam, bound = Adam(model.values, model.grads), sum(w.seconds(machine) for w in launches(model, len(x)))
     took = fastest(seconds, lambda: (model.loss_and_gradient(x, eps, Bernoulli()), adam.update(1e-3)))
     print(f"\nA whole step on {len(x)} images: {1e3 * took:.2f} ms, {len(x) / took:,.0f} images/s. The table's bounds "
           f"make {1e3 * bound:.2f} ms.\nBetween them lie launching, what the table leaves out, and launches that reach "

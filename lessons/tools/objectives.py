@@ -1,30 +1,17 @@
-"""What lesson 08 needs beside its subject: small faces in memory, and its charts."""
+"""What lesson 08 needs beside its subject: small faces, and its charts."""
 
 import numpy as np
 
 from vae_np.study import pictures
 
 
-class SmallFaces:
-    """Stands in for a data.Dataset: the first images of some of its splits, in memory, at 32x32 or less.
-
-    counts {split: number of images}. Blocks of pixels are averaged, as often as a side can be halved.
-    """
-
-    def __init__(self, dataset, counts):
-        self.folder, self.description = dataset.folder, dataset.description
-        side = size = dataset.image_size
-        while size > 32 and size % 2 == 0:
-            size //= 2
-        self.image_size, block = size, side // size
-        self.images = {}
-        for name, count in counts.items():
-            blocks = dataset.split(name, count).reshape(-1, size, block, size, block, 3)
-            self.images[name] = np.rint(blocks.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
-
-    def split(self, name, limit=None):
-        """The uint8 images of a split, at most the first `limit`."""
-        return self.images[name][:limit]
+def small_faces(images):
+    """uint8 images (N, S, S, 3) -> the same at 32x32 or less: blocks of pixels averaged, as far as S can be halved."""
+    size = side = images.shape[1]
+    while size > 32 and size % 2 == 0:
+        size //= 2
+    blocks = images.reshape(-1, size, side // size, size, side // size, 3)
+    return np.rint(blocks.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
 
 
 def mean(values):

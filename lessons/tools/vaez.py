@@ -3,18 +3,20 @@
 import argparse
 from pathlib import Path
 
-from tools.common import load_trained
+from tools.common import load_trained, positive
 
 from data_tools.celeba import CROPS, crop_choice
 from data_tools.photograph import read_photograph
-from vae_np.disk.dataset import to_float
 from vae_np.study import pictures
 from vae_np.study.codec import HEADER, Codec
 from vae_np.study.metrics import psnr
+from vae_np.train import to_float
 
 
 def add_commands(parser):
-    """Add `encode IN OUT` and `decode IN OUT` to a parser that has --checkpoint already; args.command tells which."""
+    """Add --step, `encode IN OUT` and `decode IN OUT` to a parser with --checkpoint; args.command tells which."""
+    parser.add_argument("--step", type=positive, default=2.0, help="width of the steps that codes are rounded to, in "
+                        "posterior deviations")
     commands = parser.add_subparsers(dest="command", metavar="encode | decode", help="one file, instead of the lesson")
     for name, source, target in (("encode", "IN.png", "OUT.vaez"), ("decode", "IN.vaez", "OUT.png")):
         command = commands.add_parser(name, help=f"{source} to {target}")

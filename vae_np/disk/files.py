@@ -30,23 +30,22 @@ def replacing(path):
             finally:
                 os.close(folder)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk is reported without
+        if error.errno and not error.filename:
+            error.filename = str(path)  # a full disk is reported without
         raise
     finally:
         partial.unlink(missing_ok=True)
 
 
 def hold(folder):
-    """Make a folder and hold it for as long as the result lives. Raises TrainingError if another program holds it.
-
-    The system lets go of it when a program ends, however it ends.
-    """
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(Path(folder) / ".lock")
+    """Make a folder and hold it until the result is released or the program ends. TrainingError if another holds it."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise TrainingError(f"another training is writing to {folder}; wait for it, or give another --out") from None
-    for partial in Path(folder).glob(".*.partial-*"):
+    for partial in folder.glob(".*.partial-*"):
         partial.unlink()  # of a program that was killed while it wrote, since no other is at work here
     return lock

@@ -1,1 +1,26 @@
-"""The same numbers, sooner: kept arrays, 9 products for 16, threads, kernels of a GPU."""
+"""The same numbers, sooner. Each class here takes the place of one of the core, which says what is computed.
+
+    arrays.py      arrays that are kept, fewer passes over memory
+    winograd.py    convolutions with 9 products for 16, on a CPU
+    workers.py     a batch as a sum of shards, a thread on each core
+    gpu.py         CUDA kernels in the place of array code, and CuPy's peculiarities
+
+`vae_np/__init__.py` puts the table of `replacements` into backend.FASTER, unless VAE_BACKEND=plain.
+"""
+
+
+def replacements():
+    """{a class of the core: the subclass that is made in its place}."""
+    from vae_np import conv, layers, losses, optim, vae
+    from vae_np.fast import arrays, gpu, winograd, workers
+
+    return {
+        conv.Conv2d: arrays.FastConv2d if gpu.IN_USE else winograd.WinogradConv2d,
+        conv.ConvTranspose2d: arrays.FastConvTranspose2d if gpu.IN_USE else winograd.WinogradConvTranspose2d,
+        layers.LeakyReLU: arrays.FastLeakyReLU,
+        losses.Bernoulli: arrays.FastBernoulli,
+        losses.Gaussian: arrays.FastGaussian,
+        losses.CalibratedGaussian: arrays.FastCalibratedGaussian,
+        optim.Adam: arrays.FastAdam,
+        vae.VAE: workers.ParallelVAE,
+    }

@@ -18,48 +18,51 @@ rows and for columns: 9 products for 16. This is Winograd's F(2, 2), known as To
 
 Every step but the product is linear, so the backward pass is made of the adjoints of the steps. Two of them are each
 other's adjoint already: (g0, g1) -> (g0, g0 + g1, g1) and (m0, m1, m2) -> (m0 + m1, m1 + m2).
+
+On a CPU alone. On a GPU 16 products are sooner done than 9 and the transforms around them: a step of the default model
+on an H100 took 1.5 times as long with 9 at batch 128, and 1.2 times at 512.
 """
 
-from vae_np.backend import on_gpu, xp
-from vae_np.conv import Conv2d, ConvTranspose2d, Workspace
-from vae_np.fast import gpu as kernels
-from vae_np.layers import add_bias, sum_rows
+import numpy as np
+
+from vae_np.fast.arrays import FastConv2d, FastConvTranspose2d, Unfolding, Workspace
 
 # Images that are cut into tiles at a time: few, so that what one step writes is still in cache when the next reads it.
 GROUP = 2
+FEWEST_CHANNELS = 4  # of the larger side of a layer; of 3, the transforms would cost more than they save
 
 
 # The four steps in one direction. Each works along the first axis of its arrays, and writes to its second argument.
 
 
-def three_of_two(pair, three):
+def kernel_transform_1d(pair, three):
     """(g0, g1) -> (g0, g0 + g1, g1)."""
     three[0] = pair[0]
-    xp.add(pair[0], pair[1], out=three[1])
+    np.add(pair[0], pair[1], out=three[1])
     three[2] = pair[1]
 
 
-def two_of_three(three, pair):
-    """The adjoint of three_of_two: (m0, m1, m2) -> (m0 + m1, m1 + m2)."""
-    xp.add(three[0], three[1], out=pair[0])
-    xp.add(three[1], three[2], out=pair[1])
+def output_transform_1d(three, pair):
+    """The adjoint of kernel_transform_1d: (m0, m1, m2) -> (m0 + m1, m1 + m2)."""
+    np.add(three[0], three[1], out=pair[0])
+    np.add(three[1], three[2], out=pair[1])
 
 
-def differences(blocks, three):
+def input_transform_1d(blocks, three):
     """(b0, b1, b2) -> (b0 - b1, b1, b2 - b1) from every second block on, so that b2 is the b0 of the next three.
 
     blocks (2 T + 1, ...) -> three (3, T, ...).
     """
     b0, b1, b2 = blocks[:-1:2], blocks[1::2], blocks[2::2]
-    xp.subtract(b0, b1, out=three[0])
+    np.subtract(b0, b1, out=three[0])
     three[1] = b1
-    xp.subtract(b2, b1, out=three[2])
+    np.subtract(b2, b1, out=three[2])
 
 
-def differences_adjoint(three, blocks):
-    """The adjoint of differences: (t0, t1, t2) -> (t0, t1 - t0 - t2, t2), where t2 and the next t0 add up."""
+def input_transform_1d_adjoint(three, blocks):
+    """The adjoint of input_transform_1d: (t0, t1, t2) -> (t0, t1 - t0 - t2, t2), where t2 and the next t0 add up."""
     b0, b1, b2 = blocks[:-1:2], blocks[1::2], blocks[2::2]
-    xp.subtract(three[1], three[0], out=b1)
+    np.subtract(three[1], three[0], out=b1)
     b1 -= three[2]
     b0[...] = three[0]
     blocks[-1] = 0  # no tile has the last block for its b0
@@ -75,17 +78,17 @@ def columns_of_rows(rows):
 
 
 def columns_of_tiles(tiles):
-    """A view (3, 3, N, TH, TW, 2, 2 C) -> (3, TW, 3, TH, N, 2, 2 C): what `differences` makes of columns_of_rows."""
+    """A view (3, 3, N, TH, TW, 2, 2 C) -> (3, TW, 3, TH, N, 2, 2 C): input_transform_1d of columns_of_rows."""
     return tiles.transpose(1, 4, 0, 3, 2, 5, 6)
 
 
 def one_group(name, shape, dtype, workspace):
-    """What a group of images passes through between pixels and tiles: padded images, the same as blocks, and rows.
+    """What a group of images (N, H, W, C) passes through between pixels and tiles: padded images, blocks, and rows.
 
-    shape is that of all images, (N, H, W, C). Blocks are a view (2 TH + 1, group, 2, 2 TW + 1, 2 C) with rows of blocks
-    in front, where TH = H/4 and TW = W/4 count the tiles; rows (3, TH, group, 2, 2 TW + 1, 2 C) are their differences.
-    Of a block's 2x2 pixels, the axis of 2 is the upper and the lower one, that of 2 C the left and the right one.
-    `name` is the caller's own for the padded images: one of them relies on a border that stays zero.
+    Blocks are a view (2 TH + 1, group, 2, 2 TW + 1, 2 C) of the padded images with rows of blocks in front, where
+    TH = H/4 and TW = W/4 count the tiles; rows (3, TH, group, 2, 2 TW + 1, 2 C) are their transforms. Of a block's 2x2
+    pixels, the axis of 2 is the upper and the lower one, that of 2 C the left and the right one. `name` is the caller's
+    own for the padded images: one of them relies on a border that stays zero.
     """
     n, h, w, c = shape
     group = max(1, min(n, GROUP))  # 1 for an empty batch, too: range has no steps of 0
@@ -94,9 +97,8 @@ def one_group(name, shape, dtype, workspace):
     return padded, blocks, workspace.get("rows", (3, h // 4, group, 2, w // 2 + 1, 2 * c), dtype)
 
 
-@on_gpu(kernels.tiles_of)
-def tiles_of(x, workspace):
-    """Cut padded images into tiles of 3x3 blocks, in differences: x (N, H, W, C) -> (9, N * H/4 * W/4, 4 C).
+def input_transform(x, workspace):
+    """Cut padded images into tiles of 3x3 blocks, transformed: x (N, H, W, C) -> (9, N * H/4 * W/4, 4 C).
 
     A tile is what 2x2 outputs see; neighbours share a row or a column of blocks. 4 must divide H and W: with a border
     of 1, H + 2 = 2 (2 H/4 + 1) pixels are 2 H/4 + 1 whole blocks.
@@ -107,48 +109,38 @@ def tiles_of(x, workspace):
     for start in range(0, n, len(padded)):
         count = min(len(padded), n - start)
         padded[:count, 1:-1, 1:-1] = x[start : start + count]  # the border keeps its zeros
-        differences(blocks[:, :count], rows[:, :, :count])
-        differences(columns_of_rows(rows[:, :, :count]), columns_of_tiles(tiles[:, :, start : start + count]))
+        input_transform_1d(blocks[:, :count], rows[:, :, :count])
+        input_transform_1d(columns_of_rows(rows[:, :, :count]), columns_of_tiles(tiles[:, :, start : start + count]))
     return tiles.reshape(9, -1, 4 * c)
 
 
-@on_gpu(kernels.images_of)
-def images_of(tiles, shape, workspace, bias=None, slope=1.0):
-    """The adjoint of tiles_of: (9, N * H/4 * W/4, 4 C) -> images of this shape (N, H, W, C).
-
-    Where a bias is given, they then go through layers.add_bias.
-    """
+def input_transform_adjoint(tiles, shape, workspace):
+    """The adjoint of input_transform: (9, N * H/4 * W/4, 4 C) -> images of this shape (N, H, W, C)."""
     n, h, w, c = shape
     padded, blocks, rows = one_group("sums", shape, tiles.dtype, workspace)
     tiles = tiles.reshape(3, 3, n, h // 4, w // 4, 2, 2 * c)
-    x = xp.empty(shape, tiles.dtype)
+    x = np.empty(shape, tiles.dtype)
     for start in range(0, n, len(padded)):
         count = min(len(padded), n - start)
-        differences_adjoint(columns_of_tiles(tiles[:, :, start : start + count]), columns_of_rows(rows[:, :, :count]))
-        differences_adjoint(rows[:, :, :count], blocks[:, :count])
+        part = tiles[:, :, start : start + count]
+        input_transform_1d_adjoint(columns_of_tiles(part), columns_of_rows(rows[:, :, :count]))
+        input_transform_1d_adjoint(rows[:, :, :count], blocks[:, :count])
         x[start : start + count] = padded[:count, 1:-1, 1:-1]
-    return x if bias is None else add_bias(x, bias, slope)
+    return x
 
 
-@on_gpu(kernels.nine_of_four)
-def nine_of_four(four, nine, workspace):
-    """three_of_two along the first two axes: four (2, 2, ...) -> nine (3, 3, ...), which is written to."""
+def kernel_transform(four, nine, workspace):
+    """kernel_transform_1d along the first two axes: four (2, 2, ...) -> nine (3, 3, ...), which is written to."""
     half = workspace.get("nine of four", (3, *four.shape[1:]), four.dtype)
-    three_of_two(four, half)
-    three_of_two(half.swapaxes(0, 1), nine.swapaxes(0, 1))
+    kernel_transform_1d(four, half)
+    kernel_transform_1d(half.swapaxes(0, 1), nine.swapaxes(0, 1))
 
 
-@on_gpu(kernels.four_of_nine)
-def four_of_nine(nine, four, workspace, bias=None, slope=1.0):
-    """The adjoint of nine_of_four: nine (3, 3, ..., F) -> four (2, 2, ..., F), which is written to.
-
-    Where a bias is given, four then goes through layers.add_bias.
-    """
+def output_transform(nine, four, workspace):
+    """The adjoint of kernel_transform: nine (3, 3, ..., F) -> four (2, 2, ..., F), which is written to."""
     half = workspace.get("four of nine", (2, *nine.shape[1:]), nine.dtype)
-    two_of_three(nine, half)
-    two_of_three(half.swapaxes(0, 1), four.swapaxes(0, 1))
-    if bias is not None:
-        add_bias(four, bias, slope)
+    output_transform_1d(nine, half)
+    output_transform_1d(half.swapaxes(0, 1), four.swapaxes(0, 1))
 
 
 def taps_of(weight):
@@ -166,111 +158,68 @@ def kernels_of(weight, workspace):
     """The kernels in the form that multiplies tiles: (4, 4, C, F) -> (9, 4 C, F)."""
     taps = taps_of(weight)
     kernels = workspace.get("kernels", (3, 3, *taps.shape[2:]), weight.dtype)
-    nine_of_four(taps, kernels, workspace)
+    kernel_transform(taps, kernels, workspace)
     return kernels.reshape(9, -1, weight.shape[-1])
 
 
-def kernel_gradient(tiles, dproducts, weight_grad, workspace):
-    """Write the gradient of the kernels, given the tiles and the gradient of their products with kernels_of(weight)."""
-    taps = taps_of(weight_grad)
-    dkernels = workspace.get("dkernels", (3, 3, *taps.shape[2:]), weight_grad.dtype)
-    xp.matmul(tiles.swapaxes(1, 2), dproducts, out=dkernels.reshape(9, -1, weight_grad.shape[-1]))
-    four_of_nine(dkernels, taps, workspace)
+class Winograd(Unfolding):
+    """The way of 9 products for 16: tiles, kernels and products are nine matrices each, 3 for rows times 3 for columns.
 
-
-def in_whole_tiles(geometry, height, width):
-    """Whether the larger side of a convolution, height x width, falls into whole tiles: 4x4, stride 2, padding 1."""
-    return geometry == (4, 2, 1) and height > 0 and width > 0 and height % 4 == 0 and width % 4 == 0
-
-
-class WinogradConv2d(Conv2d):
-    """A Conv2d that takes 9 products for 16 where it can, and computes the same numbers up to rounding.
-
-        forward    T = tiles_of(x)         U = kernels_of(weight)            y = four_of_nine(T U) + b
-        backward   dM = nine_of_four(dy)   dweight = four_of_nine(T^T dM)    dx = images_of(dM U^T)
-
-    T (tiles), U (kernels), M = T U (products) and dM (dproducts) are nine matrices each, and xp.matmul of nine with
-    nine is nine products. They are numbered alike: 3 for rows times 3 for columns. On a GPU, four_of_nine also applies
-    the LeakyReLU that follows, whose slope layers.Sequential puts into self.slope; elsewhere that stays 1.
-
-    Other kernels than 4x4 at stride 2 and padding 1, and images whose height or width 4 does not divide, go through
-    Conv2d.
+    np.matmul of nine with nine is nine products. kernel_transform and output_transform are each other's adjoint.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, geometry):
+        super().__init__(geometry)
         self.kernel_workspace = Workspace()  # of its own, since arrays of the same names have other shapes there
 
-    def forward(self, x):
-        self._check_images(x)
-        n, h, w, _ = self.input_shape = x.shape
-        self.fast = in_whole_tiles(self.geometry, h, w)
-        if not self.fast:
-            return super().forward(x)
-        self.tiles = tiles_of(x, self.workspace)
-        self.kernels = kernels_of(self.weight.value, self.kernel_workspace)
-        products = self.workspace.get("products", (3, 3, n, h // 4, w // 4, self.outputs), x.dtype)
-        xp.matmul(self.tiles, self.kernels, out=products.reshape(9, -1, self.outputs))
-        y = xp.empty((n, h // 2, w // 2, self.outputs), x.dtype)  # a new one: the layers after this keep it
-        four_of_nine(products, quads_of(y), self.workspace, self.bias.value, self.slope)
+    def input(self, x):
+        return input_transform(x, self.workspace)
+
+    def input_adjoint(self, tiles, shape):
+        return input_transform_adjoint(tiles, shape, self.workspace)
+
+    def kernels(self, weight):
+        return kernels_of(weight, self.kernel_workspace)
+
+    def kernel_gradient(self, tiles, dproducts, grad):
+        taps = taps_of(grad)
+        dkernels = self.kernel_workspace.get("dkernels", (3, 3, *taps.shape[2:]), grad.dtype)
+        np.matmul(tiles.swapaxes(1, 2), dproducts, out=dkernels.reshape(9, -1, grad.shape[-1]))
+        output_transform(dkernels, taps, self.kernel_workspace)
+
+    def output(self, products, shape):
+        n, h, w, f = shape
+        y = np.empty(shape, products.dtype)
+        output_transform(products.reshape(3, 3, n, h // 2, w // 2, f), quads_of(y), self.workspace)
         return y
 
-    def backward_parameters(self, dy):
-        if not self.fast:
-            return super().backward_parameters(dy)
-        n, h, w, _ = self.input_shape
-        # In the memory of forward's products, which the gradient of a product does not need.
-        dproducts = self.workspace.get("products", (3, 3, n, h // 4, w // 4, self.outputs), dy.dtype)
-        nine_of_four(quads_of(dy), dproducts, self.workspace)
-        self.dproducts = dproducts.reshape(9, -1, self.outputs)
-        kernel_gradient(self.tiles, self.dproducts, self.weight.grad, self.kernel_workspace)
-        self.bias.grad[...] = sum_rows(dy)
+    def output_adjoint(self, dy, name):
+        n, h, w, f = dy.shape
+        nine = self.workspace.get(name, (9, n * (h // 2) * (w // 2), f), dy.dtype)
+        kernel_transform(quads_of(dy), nine.reshape(3, 3, n, h // 2, w // 2, f), self.workspace)
+        return nine
 
-    def backward(self, dy):
-        if not self.fast:
-            return super().backward(dy)
-        self.backward_parameters(dy)
-        dtiles = self.workspace.get("dtiles", self.tiles.shape, dy.dtype)
-        xp.matmul(self.dproducts, self.kernels.swapaxes(1, 2), out=dtiles)
-        return images_of(dtiles, self.input_shape, self.workspace)
+    def product(self, name, a, b):
+        return np.matmul(a, b, out=self.workspace.get(name, (9, a.shape[1], b.shape[2]), a.dtype))
 
 
-class WinogradConvTranspose2d(ConvTranspose2d):
-    """A ConvTranspose2d that takes 9 products for 16 where it can: WinogradConv2d read backwards.
-
-        forward    S = nine_of_four(x)       U = kernels_of(weight)           y = images_of(S U^T) + b
-        backward   T = tiles_of(dy)          dweight = four_of_nine(T^T S)    dx = four_of_nine(T U)
-
-    Other kernels than 4x4 at stride 2 and padding 1, and images of odd height or width, go through ConvTranspose2d.
-    """
+class InTiles:
+    """A convolution with 9 products for 16 where its larger side falls into whole tiles; otherwise it unfolds."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.kernel_workspace = Workspace()
+        self.winograd = Winograd(self.geometry)
 
-    def forward(self, x):
-        self._check_images(x)
-        n, h, w, _ = self.input_shape = x.shape
-        self.fast = in_whole_tiles(self.geometry, 2 * h, 2 * w)
-        if not self.fast:
-            return super().forward(x)
-        spread = self.workspace.get("spread", (3, 3, n, h // 2, w // 2, self.inputs), x.dtype)
-        nine_of_four(quads_of(x), spread, self.workspace)
-        self.spread = spread.reshape(9, -1, self.inputs)
-        self.kernels = kernels_of(self.weight.value, self.kernel_workspace)
-        tiles = self.workspace.get("tiles of y", (9, self.spread.shape[1], 4 * self.outputs), x.dtype)
-        xp.matmul(self.spread, self.kernels.swapaxes(1, 2), out=tiles)
-        return images_of(tiles, (n, 2 * h, 2 * w, self.outputs), self.workspace, self.bias.value, self.slope)
+    def way_for(self, shape):
+        """Winograd for 4x4 kernels at stride 2 and padding 1, and enough channels."""
+        _, h, w, c = shape
+        self.fast = self.geometry == (4, 2, 1) and c >= FEWEST_CHANNELS and h % 4 == w % 4 == 0
+        return self.winograd if self.fast else self.unfolding
 
-    def backward(self, dy):
-        if not self.fast:
-            return super().backward(dy)
-        n, h, w, _ = self.input_shape
-        tiles = tiles_of(dy, self.workspace)
-        kernel_gradient(tiles, self.spread, self.weight.grad, self.kernel_workspace)
-        self.bias.grad[...] = sum_rows(dy)
-        products = self.workspace.get("products", (3, 3, n, h // 2, w // 2, self.inputs), dy.dtype)
-        xp.matmul(tiles, self.kernels, out=products.reshape(9, -1, self.inputs))
-        dx = xp.empty(self.input_shape, dy.dtype)
-        four_of_nine(products, quads_of(dx), self.workspace)
-        return dx
+
+class WinogradConv2d(InTiles, FastConv2d):
+    """A Conv2d with 9 products for 16."""
+
+
+class WinogradConvTranspose2d(InTiles, FastConvTranspose2d):
+    """A ConvTranspose2d with 9 products for 16."""

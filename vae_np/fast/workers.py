@@ -7,6 +7,7 @@ one product on all cores; BLAS is held to one thread meanwhile, since its own th
 """
 
 import contextlib
+import copy
 import functools
 import math
 import operator
@@ -18,10 +19,12 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from vae_np.backend import xp
-from vae_np.losses import CalibratedGaussian, kl_per_dimension, squared_error
+from vae_np.fast.gpu import IN_USE
+from vae_np.layers import bind
+from vae_np.vae import VAE
 
 # Images that one worker handles at a time, at the most. A GPU wants large batches, a core's cache small ones.
-SHARD_SIZE = 32 if xp is np else 512
+SHARD_SIZE = 512 if IN_USE else 32
 # Each worker holds gradients of its own, and many of them would get shards too small to be worth it.
 MAX_THREADS = 16
 
@@ -51,6 +54,35 @@ def core_for_each(threads):
     return keep
 
 
+blas = functools.cache(ThreadpoolController)  # what knows the BLAS that NumPy has loaded
+
+
+def one_blas_thread():
+    """A context in which BLAS keeps to the thread that calls it.
+
+    Workers need it, and so does what a training loop does between two of their steps: BLAS's own threads, once they
+    have helped with anything, spin for a while on the cores that the workers need (a quarter of the speed).
+    """
+    return blas().limit(limits=1, user_api="blas")
+
+
+class Replica(VAE):
+    """A VAE that shares another's parameters and has gradients and caches of its own, for a shard on another thread.
+
+    share is that of the shard in its batch: the mean over a batch is the sum of share times the mean over each shard.
+    """
+
+    def __init__(self, model):
+        super().__init__(**model.settings, dtype=model.dtype)
+        self.values, self.share = model.values, 1.0
+        bind(self.parameters, self.values, self.grads)
+        self.sum, self.shards = xp.empty_like(self.grads), 0  # of the gradients of so many shards, where it is not one
+
+    def backward(self, dlogits, dmu, dlog_var):
+        """VAE.backward, for the part of the batch's loss that is the shard's."""
+        super().backward(self.share * dlogits, self.share * dmu, self.share * dlog_var)
+
+
 class Workers:
     """Threads that share a model's parameters; each has gradients and caches of its own, in its replica of the model.
 
@@ -59,20 +91,9 @@ class Workers:
     """
 
     def __init__(self, model, threads=None):
-        self.grads = model.grads  # not the model: each would keep the other, and the threads, alive
-        self.threads = 1 if xp is not np else threads or available_cores()
-        self.replicas = [model.replica() for _ in range(self.threads)]
-        self.sums = [xp.empty_like(model.grads) for _ in range(self.threads)]
+        self.threads = 1 if IN_USE else threads or available_cores()
+        self.replicas = [Replica(model) for _ in range(self.threads)]
         self.pool = ThreadPoolExecutor(self.threads, initializer=core_for_each(self.threads))
-        self.blas = ThreadpoolController()
-
-    def one_blas_thread(self):
-        """A context in which BLAS keeps to the thread that calls it.
-
-        `map` needs it, and so does what a training loop does between two calls of `map`: BLAS's own threads, once they
-        have helped with anything, spin for a while on the cores that the workers need (a quarter of the speed).
-        """
-        return self.blas.limit(limits=1, user_api="blas")
 
     def shard_size(self, count):
         """Images in a shard of a batch of `count`: few enough for a core's cache, and about as many for each worker."""
@@ -80,23 +101,22 @@ class Workers:
         return max(1, math.ceil(count / (self.threads * max(1, rounds))))
 
     def map(self, function, count, size=None):
-        """Split range(count) into shards and return [function(worker, shard), ...], a result for each shard, in order.
+        """Split range(count) into shards and return [function(replica, shard), ...], a result for each shard, in order.
 
-        worker is the number of the replica to use, which no other call uses meanwhile, and shard a slice of at most
-        `size`. function may call a replica's forward and backward, not its encode or decode, which want workers of
-        their own. An exception in a worker, or Ctrl-C, is raised here once no worker is at work any more.
+        A replica is used by one call at a time, and a shard is a slice of at most `size`. An exception in a worker, or
+        Ctrl-C, is raised here once no worker is at work any more.
         """
         size = size or self.shard_size(count)
-        shards = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+        shards = [slice(start, min(start + size, count)) for start in range(0, max(1, count), size)]
         results = [None] * len(shards)
         stop = threading.Event()
 
         def work(worker):
             for i in range(worker, len(shards), self.threads):
                 if not stop.is_set():
-                    results[i] = function(worker, shards[i])
+                    results[i] = function(self.replicas[worker], shards[i])
 
-        with self.one_blas_thread():
+        with one_blas_thread():
             futures = [self.pool.submit(work, worker) for worker in range(self.threads)]
             try:
                 wait(futures)
@@ -108,44 +128,65 @@ class Workers:
             future.result()  # raises what the worker raised
         return results
 
-    def kl_per_dimension(self, x):
-        """KL divergence of each latent, averaged over images x (N, H, W, 3) on the device: (Z,), there, too."""
-        def work(worker, shard):
-            replica = self.replicas[worker]
-            h = replica.encoder.forward(x[shard])
-            return kl_per_dimension(h[:, : replica.latent_dim], h[:, replica.latent_dim :]) * (len(h) / len(x))
+    def sum(self, function, count):
+        """The sum of what `map` returns, for each of a tuple."""
+        return [functools.reduce(operator.add, column) for column in zip(*self.map(function, count), strict=True)]
 
-        return functools.reduce(operator.add, self.map(work, len(x)))
+
+class ParallelVAE(VAE):
+    """A VAE that has its work done in shards, on the threads of `workers`; a batch of one shard it does itself."""
+
+    @functools.cached_property
+    def workers(self):
+        """One thread for each core; assign Workers(model, threads) for others."""
+        return Workers(self)
 
     def loss_and_gradient(self, x, eps, likelihood, beta=1.0):
-        """VAE.loss_and_gradient of the whole batch: returns (recon, kl), and the gradient is in the model's grads."""
-        if isinstance(likelihood, CalibratedGaussian):
-            self._calibrate(likelihood, x, eps)
+        """VAE.loss_and_gradient as a sum over shards: gradients of shards add up, and so do their terms."""
+        count, workers = len(x), self.workers
+        if workers.shard_size(count) >= count:
+            with one_blas_thread():
+                return super().loss_and_gradient(x, eps, likelihood, beta)
+        self._check_images(x)
+        self._check_codes(eps, "noise", rows=count)
 
-        # A replica's backward overwrites its gradients: the sum over several shards needs a place of its own.
-        one_each = len(x) <= self.threads * self.shard_size(len(x))
-        sums = [replica.grads for replica in self.replicas] if one_each else self.sums
+        def squared_error(replica, shard):
+            logits, _, _ = replica.forward(x[shard], eps[shard])
+            return likelihood.squared_error(logits, x[shard])[:1]
 
-        def work(worker, shard):
-            replica, total = self.replicas[worker], sums[worker]
-            terms = replica.loss_and_gradient(x[shard], eps[shard], likelihood, beta, batch_size=len(x))
-            if shard.start > worker * self.shard_size(len(x)):
-                total += replica.grads
-            elif total is not replica.grads:
-                total[...] = replica.grads  # a worker's first shard starts anew
-            return terms
+        def add(replica, shard):
+            if replica.shards == 1:
+                replica.sum[...] = replica.grads  # which backward is about to overwrite
+            replica.share, replica.shards = len(x[shard]) / count, replica.shards + 1
+            recon, kl = replica.loss_and_gradient(x[shard], eps[shard], held, beta)
+            if replica.shards > 1:
+                replica.sum += replica.grads
+            return replica.share * recon, replica.share * kl
 
-        terms = self.map(work, len(x))
-        busy = sums[: len(terms)]  # a batch of few shards leaves some workers without one
-        self.grads[...] = busy[0]
-        for total in busy[1:]:
+        held = copy.copy(likelihood)
+        if likelihood.calibrated:  # its sigma is that of the whole batch, which costs a forward pass of its own
+            sigma = likelihood.sigma_for(*workers.sum(squared_error, count), x)
+            held.sigma_for = lambda squares, x: sigma
+        for replica in workers.replicas:
+            replica.shards = 0
+        recon, kl = workers.sum(add, count)
+        busy = [replica for replica in workers.replicas if replica.shards]  # few shards leave some without one
+        totals = [replica.sum if replica.shards > 1 else replica.grads for replica in busy]
+        self.grads[...] = totals[0]
+        for total in totals[1:]:
             self.grads += total
-        return tuple(functools.reduce(operator.add, term) for term in zip(*terms, strict=True))
+        return recon, kl
 
-    def _calibrate(self, likelihood, x, eps):
-        # Sigma depends on the whole batch and the gradient on sigma, so this costs a forward pass of its own.
-        def work(worker, shard):
-            logits, _, _ = self.replicas[worker].forward(x[shard], eps[shard])
-            return squared_error(logits, x[shard])
+    def latent_kl(self, x):
+        """VAE.latent_kl as a sum over shards."""
+        def part(replica, shard):
+            return [replica.latent_kl(x[shard]) * (len(x[shard]) / len(x))]
 
-        likelihood.calibrate(functools.reduce(operator.add, self.map(work, len(x))), x.size)
+        one_shard = self.workers.shard_size(len(x)) >= len(x)
+        return super().latent_kl(x) if one_shard else self.workers.sum(part, len(x))[0]
+
+    def in_parts(self, function, *arrays):
+        """VAE.in_parts, a shard at a time; of one size whatever the number of threads: the same code, the same face."""
+        results = self.workers.map(lambda replica, shard: function(replica, *(array[shard] for array in arrays)),
+                                   len(arrays[0]), SHARD_SIZE)
+        return [np.concatenate(column) for column in zip(*results, strict=True)]

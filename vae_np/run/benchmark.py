@@ -17,44 +17,29 @@ import numpy as np
 
 from vae_np import backend
 from vae_np.backend import to_device
-from vae_np.disk.dataset import to_float
-from vae_np.fast.workers import MAX_THREADS
+from vae_np.fast.gpu import synchronize
+from vae_np.fast.workers import MAX_THREADS, ParallelVAE, Workers, one_blas_thread
 from vae_np.losses import LIKELIHOODS
 from vae_np.run.command import POSITIVE, OneLineParser, number_in, run
-from vae_np.run.trainer import Settings, Trainer
+from vae_np.train import Settings, Training, to_float
 from vae_np.vae import VAE
 
 WARM_UP = 3  # steps that fill workspaces, and are not timed
 
 
-class RandomImages:
-    """Stands in for a data.Dataset: one batch of random images."""
-
-    folder = "random images"
-
-    def __init__(self, count, image_size):
-        self.image_size = image_size
-        self.images = np.random.default_rng(0).integers(0, 256, (count, image_size, image_size, 3), dtype=np.uint8)
-
-    def split(self, name, limit=None):
-        return self.images[:limit]
-
-
 class Profile:
     """Seconds spent in the layers, added up over all threads, and in the update."""
 
-    def __init__(self, trainer):
-        self.trainer = trainer
-        self.seconds = defaultdict(float)
-        self.lock = threading.Lock()
-        for replica in trainer.workers.replicas:
-            for part, network in (("encoder", replica.encoder), ("decoder", replica.decoder)):
+    def __init__(self, models, threads, adam):
+        self.threads, self.seconds, self.lock = threads, defaultdict(float), threading.Lock()
+        for model in models:
+            for part, network in (("encoder", model.encoder), ("decoder", model.decoder)):
                 for number, layer in enumerate(network.layers):
                     name = f"{part}.{number} {layer!r}"
                     self._watch(layer, "forward", (name, "forward"))
-                    first = layer is replica.encoder.layers[0]  # of which training needs no gradient of the images
+                    first = layer is model.encoder.layers[0]  # of which training needs no gradient of the images
                     self._watch(layer, "backward_parameters" if first else "backward", (name, "backward"))
-        self._watch(trainer.adam, "update", "Adam")
+        self._watch(adam, "update", "Adam")
 
     def _watch(self, owner, method, key):
         original = getattr(owner, method)
@@ -62,7 +47,7 @@ class Profile:
         def timed(*args, **kwargs):
             start = time.perf_counter()
             result = original(*args, **kwargs)
-            backend.synchronize()
+            synchronize()
             elapsed = time.perf_counter() - start
             with self.lock:
                 self.seconds[key] += elapsed
@@ -72,13 +57,11 @@ class Profile:
 
     def print_table(self, images, seconds):
         """Print where the time of an image went: `seconds` on the clock for so many images."""
-        threads = self.trainer.workers.threads
-
         def row(name, *columns):
             print(f"{name:74s}" + "".join(f"{1e3 * column / images:9.3f}" for column in columns))
 
         print(f"{'milliseconds an image, on the clock':74s}{'forward':>9s}{'backward':>9s}")
-        layers = {key: value / threads for key, value in self.seconds.items() if isinstance(key, tuple)}
+        layers = {key: value / self.threads for key, value in self.seconds.items() if isinstance(key, tuple)}
         for name in dict.fromkeys(name for name, _ in layers):
             row(name, layers[name, "forward"], layers[name, "backward"])
         row("Adam", self.seconds["Adam"])
@@ -100,23 +83,27 @@ def peak_memory():
 def measure(batch_size=128, steps=12, threads=None, likelihood="bernoulli", profile=False):
     """Time `steps` training steps after WARM_UP others; print the profile if asked for, and one line of JSON."""
     model = VAE()
-    trainer = Trainer(model, RandomImages(batch_size, model.image_size),
-                      Settings(batch_size=batch_size, likelihood=likelihood), threads)
-    x = to_device(to_float(trainer.images))
-    with trainer.workers.one_blas_thread():
+    models, count = [model], 1
+    if isinstance(model, ParallelVAE):
+        model.workers = Workers(model, threads)
+        models, count = models + model.workers.replicas, model.workers.threads
+    images = np.random.default_rng(0).integers(0, 256, (batch_size, 64, 64, 3), dtype=np.uint8)
+    training = Training(model, images, Settings(batch_size=batch_size, likelihood=likelihood))
+    x = to_float(to_device(images))
+    with one_blas_thread():
         for _ in range(WARM_UP):
-            trainer.train_step(x)
-        backend.synchronize()
-        watch = Profile(trainer) if profile else None
+            training.step(x)
+        synchronize()
+        watch = Profile(models, count, training.adam) if profile else None
         seconds = []
         for _ in range(steps):
             start = time.perf_counter()
-            trainer.train_step(x)
-            backend.synchronize()
+            training.step(x)
+            synchronize()
             seconds.append(time.perf_counter() - start)
     if watch:
         watch.print_table(batch_size * steps, sum(seconds))
-    print(json.dumps({"backend": backend.NAME, "batch_size": batch_size, "threads": trainer.workers.threads,
+    print(json.dumps({"backend": backend.NAME, "batch_size": batch_size, "threads": count,
                       "images_per_second": round(batch_size / statistics.median(seconds), 1),
                       "peak_memory_mb": peak_memory()}))
 
@@ -131,7 +118,3 @@ def main(arguments=None):
     parser.add_argument("--likelihood", choices=LIKELIHOODS, default="bernoulli", help="(bernoulli)")
     parser.add_argument("--profile", action="store_true", help="print a table of the time by layer and pass")
     return run(measure, **vars(parser.parse_args(arguments)))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

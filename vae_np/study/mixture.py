@@ -5,15 +5,14 @@ import math
 import numpy as np
 
 from vae_np.errors import InputError
-from vae_np.study.priors import Gaussian, draw
+from vae_np.study.priors import GaussianPrior, draw, log_sum_exp
 
 
-class Mixture:
+class MixturePrior:
     """sum over k of weights_k N(means_k, covariances_k): weights (K,), means (K, Z), covariances (K, Z, Z), float64.
 
     fit maximises the likelihood of codes z_n by expectation-maximisation (Dempster, Laird and Rubin 1977; Bishop 2006,
-    chapter 9). Were it known which component each code comes from, every component would be a Gaussian fitted to its
-    own codes. It is not known, but for any q_nk >= 0 with sum over k of q_nk = 1, by Jensen's inequality,
+    chapter 9). For q_nk >= 0 with sum_k q_nk = 1, any guess which component code n comes from, Jensen's inequality says
 
         log sum_k weights_k N_k(z_n)  >=  sum_k q_nk log [weights_k N_k(z_n) / q_nk]
 
@@ -21,18 +20,16 @@ class Mixture:
         M step    maximises the right side for these r: with n_k = sum_n r_nk,
                   means_k = sum_n r_nk z_n / n_k,   scatter_k = sum_n r_nk (z_n - means_k)(z_n - means_k)^T
 
-    and so neither step lets the left side fall. A covariance of 128 dimensions has 8,256 numbers, far too many for the
-    thousand codes of one component, and a component of few codes could shrink onto them without end. So each component
-    is given `shrinkage` imagined codes with the covariance C of all codes, and one for its weight:
+    and so neither step lets the left side fall. A covariance of 128 dimensions has 8,256 numbers, more than a component
+    has codes, and a component of few codes could shrink onto them without end. So each is given `shrinkage` imagined
+    codes with the covariance C of all codes, and one for its weight:
 
         weights_k = (n_k + 1) / (N + K)     covariances_k = (scatter_k + shrinkage C) / (n_k + shrinkage)
 
-    These maximise the likelihood times a Dirichlet and inverse-Wishart prior (Fraley and Raftery 2007), so what never
-    falls is the log likelihood with a penalty that keeps the covariances near C,
+    These maximise the likelihood times a Dirichlet and inverse-Wishart prior (Fraley and Raftery 2007). What never
+    falls, and is in `rise` for every E step, in nats per code, is 1/N of
 
-        objective = sum_n log p(z_n) + sum_k [log weights_k - shrinkage KL(N(0, C) || N(0, covariances_k))]
-
-    fit leaves it in `rise`, an entry for every E step, in nats per code.
+        sum_n log p(z_n) + sum_k [log weights_k - shrinkage KL(N(0, C) || N(0, covariances_k))]
     """
 
     name = "mixture"
@@ -42,12 +39,13 @@ class Mixture:
                 and math.isclose(np.sum(weights), 1, rel_tol=1e-6)):
             raise InputError("a mixture needs weights above 0 whose sum is 1, each with a mean and a covariance")
         self.weights, self.means, self.covariances = weights, means, covariances
-        self.components = [Gaussian(mean, covariance) for mean, covariance in zip(means, covariances, strict=True)]
+        self.arrays = {"weights": weights, "means": means, "covariances": covariances}
+        self.components = [GaussianPrior(mean, covariance) for mean, covariance in zip(means, covariances, strict=True)]
 
     @classmethod
     def fit(cls, mu, log_var, rng, components=10, shrinkage=2000.0, tolerance=0.02, max_steps=100):
-        """Fit to one code of every posterior, until a step raises the objective by less than tolerance nats a code."""
-        codes, whole = draw(mu, log_var, rng).astype(np.float64), Gaussian.fit(mu, log_var, rng)
+        """Fit to one code of every posterior, until `rise` grows by less than tolerance in a step."""
+        codes, whole = draw(mu, log_var, rng).astype(np.float64), GaussianPrior.fit(mu, log_var, rng)
         k = min(components, len(codes))
         starts = codes[distant(whole.whiten(codes), k, rng)]
         mixture, rise = cls(np.full(k, 1 / k), starts, np.stack([whole.covariance] * k)), []
@@ -65,22 +63,20 @@ class Mixture:
     def maximised(cls, codes, responsibilities, covariance, shrinkage):
         """The M step: codes (N, Z), r (N, K), and the covariance (Z, Z) of the imagined codes -> the next mixture."""
         counts = responsibilities.sum(axis=0)
-        means = responsibilities.T @ codes / np.maximum(counts, 1e-300)[:, None]  # of no code at all: 0
-        covariances = []
-        for r, count, mean in zip(responsibilities.T, counts, means, strict=True):
-            apart = codes - mean
-            covariances.append(((apart * r[:, None]).T @ apart + shrinkage * covariance) / (count + shrinkage))
-        return cls((counts + 1) / (len(codes) + len(counts)), means, np.stack(covariances))
+        means = responsibilities.T @ codes / np.maximum(counts, 1e-300)[:, None]  # 0, if there is no code at all
+        scatters = [((codes - mean) * r[:, None]).T @ (codes - mean)
+                    for mean, r in zip(means, responsibilities.T, strict=True)]
+        covariances = (scatters + shrinkage * covariance) / (counts + shrinkage)[:, None, None]
+        return cls((counts + 1) / (len(codes) + len(counts)), means, covariances)
 
     def log_penalty(self, whole, shrinkage):
-        """What the objective adds to the log likelihood, with C the covariance of `whole`.
+        """The second sum above, with C = L L^T the covariance of `whole`.
 
-        KL(N(0, C) || N(0, S)) = 1/2 [trace(S^-1 C) - Z + log det S - log det C]; with C = L L^T and S = M M^T, the
-        trace is |M^-1 L|^2, the sum of all squares.
+        For S = M M^T, KL(N(0, C) || N(0, S)) = 1/2 [|M^-1 L|^2 - Z + log det S - log det C].
         """
         divergence = 0.0
         for component in self.components:
-            trace = np.square(component.inverse_factor @ whole.factor).sum()
+            trace = np.square(component.inverse_factor @ whole.factor).sum()  # of S^-1 C
             divergence += 0.5 * (trace - len(whole.mean)) + component.log_determinant - whole.log_determinant
         return np.log(self.weights).sum() - shrinkage * divergence
 
@@ -88,10 +84,6 @@ class Mixture:
     def shapes(latent_dim):
         return {"weights": ((None,), "float64"), "means": ((None, latent_dim), "float64"),
                 "covariances": ((None, latent_dim, latent_dim), "float64")}
-
-    @property
-    def arrays(self):
-        return {"weights": self.weights, "means": self.means, "covariances": self.covariances}
 
     def log_joint(self, z):
         """log [weights_k N_k(z_n)] of every code and component: (N, K)."""
@@ -110,23 +102,14 @@ class Mixture:
         """log sum_k weights_k N_k(z), by log-sum-exp."""
         return log_sum_exp(self.log_joint(z))
 
-    def __repr__(self):
-        return f"Mixture({len(self.weights)} components)"
-
 
 def distant(points, count, rng):
     """Indices of `count` points far from each other, to start from: k-means++ (Arthur and Vassilvitskii 2007).
 
     Each is drawn with a probability that is proportional to its squared distance from the nearest drawn before.
     """
-    chosen, squares = [rng.integers(len(points))], np.full(len(points), np.inf)
+    chosen, squares = [rng.integers(len(points))], np.inf
     for _ in range(count - 1):
-        squares = np.minimum(squares, ((points - points[chosen[-1]]) ** 2).sum(axis=1))
-        chosen.append(rng.choice(len(points), p=(squares + 1e-9) / (squares + 1e-9).sum()))  # points may be equal
+        squares = np.minimum(squares, ((points - points[chosen[-1]]) ** 2).sum(axis=1) + 1e-9)  # points may be equal
+        chosen.append(rng.choice(len(points), p=squares / squares.sum()))
     return chosen
-
-
-def log_sum_exp(terms):
-    """log of the sum of exp(terms) over the last axis. The largest is taken out first, since exp(-800) is 0."""
-    largest = terms.max(axis=-1, keepdims=True)
-    return (largest + np.log(np.exp(terms - largest).sum(axis=-1, keepdims=True)))[..., 0]

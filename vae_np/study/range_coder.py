@@ -6,13 +6,12 @@ s_1 .. s_n its length is p(s_1) ... p(s_n) = 2^-bits, with bits = the sum of log
 which message it was. n bytes say the numbers k / 256^n, which are 256^-n apart, so that one is inside as soon as
 256^-n <= 2^-bits: ceil(bits / 8) bytes always do, which is the entropy, rounded up to a whole byte.
 
-Here the interval is exact: [low, low + width) / whole in whole numbers, which Python lets grow. That is the coder at
-its simplest, equal on every machine, but its time grows with the square of the message: right for some hundred symbols.
-A coder for long messages keeps the leading digits of low and width only, and writes the digits that can no longer
-change, for some bits more (Pasco 1976; Rissanen 1976; in bytes, as a "range encoder": Martin 1979).
+Here the interval is exact: [low, low + width) / whole in whole numbers, which Python lets grow: simple, and equal on
+every machine, but the time grows with the square of the message. Coders for long ones keep the leading digits of low
+and width, and write those that can no longer change (Pasco 1976; Rissanen 1976; as a "range encoder": Martin 1979).
 
-A symbol's part is given by the cumulative frequencies of its alphabet, [0, f_0, f_0 + f_1, ..., total]: symbol s owns
-cumulative[s] .. cumulative[s + 1] of total.
+Of the cumulative frequencies of an alphabet, [0, f_0, f_0 + f_1, ..., total], symbol s owns the part from
+cumulative[s] to cumulative[s + 1].
 """
 
 import itertools
@@ -39,11 +38,8 @@ class Encoder:
         self.whole *= cumulative[-1]
 
     def put_integer(self, number):
-        """Put a whole number of 1 or more in 2 floor(log2(number)) + 1 bits (Elias 1975).
-
-        First, in unary, how many binary digits follow the leading 1, then these digits.
-        """
-        digits = number.bit_length() - 1
+        """Put a whole number of 1 or more in 2 floor(log2(number)) + 1 bits, its gamma code (Elias 1975)."""
+        digits = number.bit_length() - 1  # after the leading 1: how many they are, in unary, then they themselves
         for bit in [1] * digits + [0] + [number >> place & 1 for place in range(digits - 1, -1, -1)]:
             self.put(bit, COIN)
 
@@ -56,12 +52,10 @@ class Encoder:
 
 
 class Decoder:
-    """Get the symbols back, in the order in which they were put, by the same frequencies.
-
-    The number is at value / whole of the interval so far. Any bytes decode to something: a file needs a checksum.
-    """
+    """Get the symbols back, in their order, by the same frequencies. Any bytes decode to something."""
 
     def __init__(self, content):
+        # The number is at value / whole of the interval so far.
         self.value, self.whole = int.from_bytes(content, "big"), 1 << 8 * len(content)
 
     def get(self, cumulative):
@@ -73,7 +67,7 @@ class Decoder:
         return symbol
 
     def get_integer(self):
-        """What put_integer put. It ends for any bytes: each digit 1 doubles the way from the number to 1."""
+        """What put_integer put. It ends for any bytes: each bit 1 doubles the way from the number to 1."""
         digits, number = 0, 1
         while self.get(COIN):
             digits += 1

@@ -3,105 +3,69 @@
     VAE_BACKEND=cupy PYTHONPATH=tests/stand_in python -m pytest
 
 What CuPy refuses, or what makes a GPU wait unseen, is refused or counted here: arrays of the host and of the device in
-one expression, names and keywords that CuPy does not have (manifest.json lists them), reading what was never written.
-It is stricter than CuPy where that shows mistakes: functions of NumPy's do not take arrays of the device, and an index
-made on the host must be uploaded by hand. See stand_in.py for counts and simulated faults, kernel.hpp for kernels.
-Random numbers are NumPy's, not CuPy's.
+one expression, names and keywords that CuPy does not have, reading what was never written. It knows no more of CuPy
+than manifest.json lists, and is stricter where that shows mistakes: functions of NumPy's do not take arrays of the
+device, and an index made on the host must be uploaded by hand. See stand_in.py for counts and simulated faults,
+kernel.hpp for kernels.
 """
-
-import sys as _sys
-import types as _types
 
 import numpy as _np
 
-from . import _array, _cuda, _memory, _random, stand_in
+from . import _array, _cuda, _memory, stand_in
 from ._array import ndarray
 from ._kernel import ElementwiseKernel as ElementwiseKernel
 
-__version__ = stand_in.VERSION
 
-
-def asarray(a, dtype=None, order=None, *, copy=None, blocking=False):
+def asarray(a, dtype=None):
     """An array of the device with these numbers: the same one if it is on the device, else a copy, an upload."""
-    return array(a, dtype, bool(copy), order or "K", blocking=blocking)
+    if isinstance(a, ndarray):
+        return a if dtype in (None, a.dtype) else a.astype(dtype)
+    return _array.uploaded(a, dtype)
 
 
-def asanyarray(a, dtype=None, order=None, *, copy=None, blocking=False):
-    return asarray(a, dtype, order, copy=copy, blocking=blocking)
+def asnumpy(a):
+    return a.get() if isinstance(a, ndarray) else _np.asarray(a)
 
 
-def array(obj, dtype=None, copy=True, order="K", subok=False, ndmin=0, *, blocking=False):
-    if isinstance(obj, ndarray):
-        return obj if not copy and dtype in (None, obj.dtype) else obj.astype(dtype or obj.dtype, order=order)
-    if isinstance(obj, (list, tuple)) and any(isinstance(part, ndarray) for part in obj):
-        return ndarray._of(_np.array(_array.to_host(obj, []), dtype, order=order, ndmin=ndmin))
-    return _array.uploaded(obj, dtype, order=order, ndmin=ndmin)
+def empty(shape, dtype=float):
+    return _array.fresh(_np.empty(shape, dtype))
 
 
-def asnumpy(a, stream=None, order="C", out=None, *, blocking=True):
-    return a.get(stream, order, out, blocking) if isinstance(a, ndarray) else _np.asarray(a, order=order)
-
-
-def empty(shape, dtype=float, order="C"):
-    return ndarray(shape, dtype, order=order)
-
-
-def empty_like(prototype, dtype=None, order="K", subok=None, shape=None):
+def empty_like(prototype, dtype=None):
     if not isinstance(prototype, ndarray):
         raise _array.refuse(prototype)
-    with _memory.allocating():
-        made = ndarray._of(_np.empty_like(prototype._host, dtype, order=order, shape=shape))
-    _array.poison(made._host)
-    return made
-
-
-def get_array_module(*args):
-    return _sys.modules[__name__] if any(isinstance(arg, ndarray) for arg in args) else _np
+    return _array.fresh(_np.empty_like(prototype._host, dtype))
 
 
 def get_default_memory_pool():
     return _memory.pool
 
 
-def is_available():
-    return _cuda.is_available()
-
-
-def _find(path, function_of, name):
-    """The name in a namespace of CuPy's, as NumPy has it or as an error that says what is missing where."""
+def _find(path, numpys, name):
+    """The name in a module of CuPy's, as NumPy's module has it or as an error that says what is missing where."""
     if name.startswith("__"):
         raise AttributeError(name)
     kind, _ = stand_in.require(path, name)
-    if kind == "numpy" and hasattr(_np, name):
-        return getattr(_np, name)
-    value = getattr(function_of, name, None)
+    value = getattr(numpys, name, None)
+    if kind == "numpy":
+        return value
     if kind in ("function", "ufunc") and callable(value):
         return _array.forward(path, name, value)
     raise NotImplementedError(f"the stand-in has no {path}.{name}, which CuPy has")
 
 
-def _namespace(path, function_of, **own):
-    """A module that has CuPy's names alone: those given, and those that NumPy's `function_of` has."""
-    module = _types.ModuleType(path)
-    vars(module).update(own)
+class _Module:
+    """A module of CuPy's: the names given, and those in the manifest that a module of NumPy's has, too."""
 
-    def find(name):
-        value = _find(path, function_of, name)
-        setattr(module, name, value)
-        return value
+    def __init__(self, path, numpys=None, **own):
+        vars(self).update(own, _path=path, _numpys=numpys)
 
-    module.__getattr__ = find
-    return module
+    def __getattr__(self, name):
+        return _find(self._path, self._numpys, name)
 
 
-cuda = _namespace("cupy.cuda", None, **_cuda.NAMES)
-cuda.runtime = _namespace("cupy.cuda.runtime", None, **_cuda.RUNTIME)
-linalg = _namespace("cupy.linalg", _np.linalg, LinAlgError=_np.linalg.LinAlgError)
-random = _namespace("cupy.random", None, Generator=_random.Generator, default_rng=_random.default_rng)
-lib = _types.ModuleType("cupy.lib")
-lib.stride_tricks = _namespace("cupy.lib.stride_tricks", _np.lib.stride_tricks)
-for _module in (cuda, linalg, random, lib):  # for `import cupy.cuda`
-    _sys.modules[f"{__name__}.{_module.__name__.split('.')[1]}"] = _module
+cuda = _Module("cupy.cuda", Device=_cuda.Device, runtime=_Module("cupy.cuda.runtime", **_cuda.RUNTIME))
+lib = _Module("cupy.lib", stride_tricks=_Module("cupy.lib.stride_tricks", _np.lib.stride_tricks))
 
 
 def __getattr__(name):

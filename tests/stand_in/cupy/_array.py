@@ -1,24 +1,19 @@
 """The array of the pretended device: a NumPy array that nobody may take for one."""
 
-import operator
-import types
-
 import numpy as np
 
 from . import _memory, stand_in
 
 SCALARS = (np.generic, bool, int, float, complex)
 # Functions that multiply matrices: cuBLAS's, not kernels that CuPy compiles.
-PRODUCTS = {"dot", "einsum", "inner", "kron", "matmul", "outer", "tensordot", "vdot"}
+PRODUCTS = {"dot", "einsum", "inner", "matmul", "outer", "tensordot", "vdot"}
 # Functions that only set or copy memory, or look at it in another way.
-NO_KERNEL = {"as_strided", "broadcast_to", "copy", "expand_dims", "flatten", "moveaxis", "ravel", "reshape", "squeeze",
-             "swapaxes", "transpose", "view", "zeros", "zeros_like"}
+NO_KERNEL = {"as_strided", "broadcast_to", "copy", "ravel", "reshape", "swapaxes", "transpose", "zeros", "zeros_like"}
 # Functions that need no array.
-MAKERS = {"arange", "broadcast_shapes", "eye", "full", "identity", "indices", "linspace", "logspace", "ones", "tri",
-          "zeros"}
-# Functions that must know numbers on the device to know the shape of their result.
-WAITING = {"argwhere", "bincount", "compress", "delete", "extract", "flatnonzero", "histogram", "intersect1d",
-           "nonzero", "setdiff1d", "trim_zeros", "union1d", "unique"}
+MAKERS = {"arange", "full", "ones", "zeros"}
+# Functions that must know numbers on the device to know the shape of their result: also those that the manifest lacks,
+# so that whoever adds one finds its waits counted.
+WAITING = {"argwhere", "bincount", "compress", "delete", "extract", "flatnonzero", "histogram", "nonzero", "unique"}
 
 
 def refuse(value):
@@ -48,15 +43,7 @@ def to_device(result):
     """What NumPy returned, with its arrays and scalars as arrays of the device."""
     if isinstance(result, (np.ndarray, np.generic)):
         return ndarray._of(np.asarray(result))
-    if isinstance(result, (list, tuple)):
-        return (list if isinstance(result, list) else tuple)(map(to_device, result))
-    return result
-
-
-def poison(host):
-    """Fill new memory with what nobody takes for a result."""
-    kind = host.dtype.kind
-    host[...] = np.nan if kind in "fc" else True if kind == "b" else np.iinfo(host.dtype).max // 3 * 2 + 1
+    return type(result)(map(to_device, result)) if isinstance(result, (list, tuple)) else result
 
 
 def check_operands(kind, name, args):
@@ -90,60 +77,36 @@ def forward(path, name, function):
         library()
         if name in WAITING or (name == "where" and len(args) == 1):
             stand_in.count_wait()
-        with _memory.allocating(), np.errstate(all="ignore"):  # a GPU says nothing of an overflow
+        with np.errstate(all="ignore"):  # a GPU says nothing of an overflow
             result = function(*host_args, **host_kwargs)
-            if name in ("allclose", "array_equal", "array_equiv"):
-                result = np.bool_(result)  # NumPy gives a bool of Python's, CuPy an array
-            for array in found:
-                if array._host is result:  # an `out`, which is itself the result
-                    return array
-            return to_device(result)
+        for array in found:
+            if array._host is result:  # an `out`, which is itself the result
+                return array
+        return to_device(result)
 
-    call.__name__ = call.__qualname__ = name
     return call
-
-
-class Flags:
-    """How an array lies in memory."""
-
-    def __init__(self, flags):
-        self.c_contiguous, self.f_contiguous, self.owndata = flags.c_contiguous, flags.f_contiguous, flags.owndata
-
-    def __getitem__(self, name):
-        return getattr(self, name.lower())
 
 
 class ndarray:
     """cupy.ndarray: its numbers are on the pretended device, and come to the host only where it is asked for them."""
 
-    __slots__ = ("__weakref__", "_host")
+    __slots__ = ("_host",)
     __array_ufunc__ = None  # so that NumPy leaves operators to this class, and its functions refuse
-    __array_priority__ = 100
     __hash__ = None
 
     def __init__(self, *args, **kwargs):
-        stand_in.signature("cupy", "ndarray")(*args, **kwargs)
-        options = dict(zip(("shape", "dtype", "memptr", "strides", "order"), args, strict=False)) | kwargs
-        if {"memptr", "strides"} & options.keys():
-            raise NotImplementedError("the stand-in has no cupy.ndarray of given memory or strides")
-        with _memory.allocating():
-            self._host = np.empty(**options)
-        self._enter()
-        poison(self._host)
+        raise NotImplementedError("the stand-in has no cupy.ndarray(...): cupy.empty makes an array")
 
     @classmethod
     def _of(cls, host):
         """The array whose numbers are those of a host array that nobody else has."""
+        _memory.check_device()
+        if host.dtype.kind not in "biufc":
+            raise ValueError(f"Unsupported dtype {host.dtype}")
+        _memory.pool._charge(host)
         self = object.__new__(cls)
         self._host = host
-        self._enter()
         return self
-
-    def _enter(self):
-        _memory.check_device()
-        if self._host.dtype.kind not in "biufc":
-            raise ValueError(f"Unsupported dtype {self._host.dtype}")
-        _memory.pool._charge(self._host)
 
     def __array__(self, *args, **kwargs):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy "
@@ -153,47 +116,9 @@ class ndarray:
         raise TypeError(f"numpy.{function.__name__} of an array of the device: call cupy.{function.__name__}, or use "
                         "`.get()` to construct a NumPy array explicitly.")
 
-    # What makes the host wait.
-
-    def get(self, stream=None, order="C", out=None, blocking=True):
-        if blocking:
-            stand_in.count_wait()
-        if out is None:
-            return np.array(self._host, order=order)
-        if not isinstance(out, np.ndarray) or (out.shape, out.dtype) != (self.shape, self.dtype):
-            raise TypeError("`out` must be a numpy.ndarray of the same shape and dtype")
-        out[...] = self._host
-        return out
-
-    def item(self):
-        return self.get().item()
-
-    def tolist(self):
-        return self.get().tolist()
-
-    def tobytes(self, order="C"):
-        return self.get().tobytes(order)
-
-    def __float__(self):
-        return float(self.item())
-
-    def __int__(self):
-        return int(self.item())
-
-    def __complex__(self):
-        return complex(self.item())
-
-    def __bool__(self):
-        return bool(self.get())
-
-    def __repr__(self):
-        return repr(self.get())
-
-    def __str__(self):
-        return str(self.get())
-
-    def __format__(self, format_spec):
-        return format(self.get(), format_spec)
+    def get(self):
+        stand_in.count_wait()
+        return self._host.copy()
 
     def __reduce__(self):
         return uploaded, (self.get(),)
@@ -210,17 +135,13 @@ class ndarray:
 
     def __getitem__(self, slices):
         key = self._key(slices)
-        arrays = [part for part in key if isinstance(part, np.ndarray)]
-        if arrays:
-            _memory.check_kernel()
-        if any(part.dtype == bool for part in arrays):
+        if any(isinstance(part, np.ndarray) and part.dtype == bool for part in key):
             stand_in.count_wait()  # only the device knows how many are true
         return to_device(self._host[key])
 
     def __setitem__(self, slices, value):
         if not isinstance(value, (ndarray, *SCALARS)):
             raise refuse(value)
-        _memory.check_kernel()
         with np.errstate(all="ignore"):
             self._host[self._key(slices)] = value._host if isinstance(value, ndarray) else value
 
@@ -230,23 +151,6 @@ class ndarray:
     def __iter__(self):
         return (self[i] for i in range(len(self._host)))
 
-    def __copy__(self):
-        return self.copy()
-
-    def __deepcopy__(self, memo):
-        return self.copy()
-
-    def set(self, arr, stream=None):
-        if not isinstance(arr, np.ndarray) or (arr.shape, arr.dtype) != (self.shape, self.dtype):
-            raise TypeError("only a numpy.ndarray of the same shape and dtype can be set to a cupy.ndarray")
-        stand_in.count_upload()
-        self._host[...] = arr
-
-    shape = property(lambda self: self._host.shape, lambda self, shape: setattr(self._host, "shape", shape))
-    flags = property(lambda self: Flags(self._host.flags))
-    data = property(lambda self: types.SimpleNamespace(ptr=self._host.ctypes.data, device_id=0))
-    base = property(lambda self: None if self._host.base is None else to_device(np.asarray(self._host.base)))
-
     def __getattr__(self, name):
         if not name.startswith("__"):
             stand_in.require("cupy.ndarray", name)
@@ -254,39 +158,43 @@ class ndarray:
         raise AttributeError(name)
 
 
-def uploaded(numbers, *args, **kwargs):
+def uploaded(numbers, dtype=None):
     """A new array of the device with numbers of the host."""
     _memory.check_device()
     stand_in.count_upload()
-    with _memory.allocating():
-        return ndarray._of(np.array(numbers, *args, **kwargs))
+    return ndarray._of(np.array(numbers, dtype))
+
+
+def fresh(host):
+    """New memory of the device, full of what nobody takes for a result."""
+    made, kind = ndarray._of(host), host.dtype.kind
+    host[...] = np.nan if kind in "fc" else True if kind == "b" else np.iinfo(host.dtype).max // 3 * 2 + 1
+    return made
 
 
 OPERATORS = {"add": "add", "sub": "subtract", "mul": "multiply", "truediv": "true_divide", "floordiv": "floor_divide",
-             "mod": "remainder", "pow": "power", "and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor",
-             "lshift": "left_shift", "rshift": "right_shift", "divmod": "divmod", "matmul": "matmul", "lt": "less",
-             "le": "less_equal", "gt": "greater", "ge": "greater_equal", "eq": "equal", "ne": "not_equal",
-             "neg": "negative", "pos": "positive", "abs": "absolute", "invert": "invert"}
+             "mod": "remainder", "pow": "power", "and": "bitwise_and", "or": "bitwise_or", "matmul": "matmul",
+             "lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal", "eq": "equal", "ne": "not_equal",
+             "neg": "negative", "abs": "absolute", "invert": "invert"}
 
 
 def _add_operators(method, function):
     methods = {method: lambda *args: function(*args), f"r{method}": lambda a, b: function(b, a),
                f"i{method}": lambda a, b: function(a, b, out=a)}
     for name, operation in methods.items():
-        if f"__{name}__" in stand_in.MANIFEST["cupy.ndarray"]:  # CuPy has no __imatmul__, say
+        if stand_in.MANIFEST["cupy.ndarray"].get(f"__{name}__", operation):  # null where CuPy lacks it
             setattr(ndarray, f"__{name}__", operation)
 
 
 def _add_attributes():
-    for name in ("dtype", "itemsize", "nbytes", "ndim", "size", "strides"):
-        setattr(ndarray, name, property(operator.attrgetter(f"_host.{name}")))
-    for name in ("T", "imag", "mT", "real"):
-        setattr(ndarray, name, property(lambda self, name=name: to_device(getattr(self._host, name))))
+    for name in ("item", "tolist", "__float__", "__int__", "__bool__", "__repr__", "__str__", "__format__"):
+        setattr(ndarray, name, lambda self, *args, name=name: getattr(self.get(), name)(*args))
     for method, name in OPERATORS.items():
         _add_operators(method, forward("cupy", name, getattr(np, name)))
-    for name, (kind, _) in stand_in.MANIFEST["cupy.ndarray"].items():
-        if kind == "function" and not name.startswith("_") and name not in vars(ndarray) and hasattr(np.ndarray, name):
-            setattr(ndarray, name, forward("cupy.ndarray", name, getattr(np.ndarray, name)))
+    for name, entry in stand_in.MANIFEST["cupy.ndarray"].items():
+        if entry and name not in vars(ndarray) and hasattr(np.ndarray, name):
+            setattr(ndarray, name, forward("cupy.ndarray", name, getattr(np.ndarray, name)) if entry[0] == "function"
+                    else property(lambda self, name=name: to_device(getattr(self._host, name))))
 
 
 _add_attributes()

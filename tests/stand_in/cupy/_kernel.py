@@ -14,45 +14,34 @@ import re
 import shutil
 import subprocess
 import tempfile
-import threading
 from pathlib import Path
 
 import numpy as np
 
-from . import _memory, stand_in
-from ._array import SCALARS, ndarray
+from . import _memory
+from ._array import SCALARS, fresh, ndarray
 
 HEADER = (Path(__file__).parent / "kernel.hpp").read_text(encoding="utf-8")
-C_TYPES = {"bool": "bool", "int8": "signed char", "uint8": "unsigned char", "int16": "short",
-           "uint16": "unsigned short", "int32": "int", "uint32": "unsigned", "int64": "long long",
-           "uint64": "unsigned long long", "float32": "float", "float64": "double"}
+C_TYPES = {"bool": "bool", "uint8": "unsigned char", "int32": "int", "int64": "long long", "float32": "float",
+           "float64": "double"}
 # The body stands in a loop, as in CuPy, so that it may say `continue`. Names with an underscore are reserved there too.
 SOURCE = """{header}
 {typedefs}
 {preamble}
-static void _loop(const stand_in::Indexer _ind, void** _data, const int* _ndims, const ptrdiff_t* const* _shapes,
-                  const ptrdiff_t* const* _strides) {{
-    {before}
-    {loop_prep};
-    for (stand_in::Order _order(_ind.size()); _order.next(); [&] {{ {finish} }}()) {{
-        ptrdiff_t i = _order.now;
-        {each}
-        {operation};
-    }}
-    {after_loop};
-}}
-extern "C" void run(ptrdiff_t size, const int* constants, void** data, const int* ndims,
-                    const ptrdiff_t* const* shapes, const ptrdiff_t* const* strides, stand_in::Fault* fault) {{
-    {constants}
+extern "C" void run(ptrdiff_t _size, void** _data, const int* _ndims, const ptrdiff_t* const* _shapes,
+                    const ptrdiff_t* const* _strides, stand_in::Fault* _fault) {{
     try {{
-        _loop(stand_in::Indexer{{size}}, data, ndims, shapes, strides);
+        {before}
+        for (stand_in::Order _order(_size); _order.next(); [&] {{ {finish} }}()) {{
+            ptrdiff_t i = _order.now;
+            {each}
+            {operation};
+        }}
     }} catch (const stand_in::Fault& found) {{
-        *fault = found;
+        *_fault = found;
     }}
 }}
 """
-
-running = threading.Lock()  # a kernel's constants are the same variables for all threads
 
 
 def compiler():
@@ -97,26 +86,22 @@ def parse(text, is_input):
 class ElementwiseKernel:
     """A body in CUDA C that is run for every number i of the output."""
 
-    def __init__(self, in_params, out_params, operation, name="kernel", reduce_dims=True, preamble="",
-                 no_return=False, return_tuple=False, *, options=(), loop_prep="", after_loop=""):
+    def __init__(self, in_params, out_params, operation, name="kernel", *, preamble=""):
         if compiler() is None:
             raise RuntimeError("the stand-in for CuPy needs a C++ compiler to run kernels: c++, g++ or clang++")
         if not name.isidentifier():
             raise ValueError(f"Invalid kernel name: {name!r}")
-        self.name, self.no_return, self.return_tuple = name, no_return, return_tuple
+        self.name = name
         self._ins, self._outs = parse(in_params, True), parse(out_params, False)
-        # Constants become variables that are set before a run: else each new value would be compiled anew.
+        # Constants become inputs: else each new value would be compiled anew.
         constant = r"constexpr int (\w+) = (-?\d+);"
-        self._constants = {name: int(value) for name, value in re.findall(constant, preamble)}
+        self._constants = [(Parameter(f"int32 {key}", True), int(value))
+                           for key, value in re.findall(constant, preamble)]
+        self._preamble, self._operation = re.sub(constant, "", preamble), operation
         self._compiled = {}
-        self._code = {"operation": operation, "preamble": re.sub(constant, r"static int \1;", preamble),
-                      "constants": " ".join(f"{name} = constants[{k}];" for k, name in enumerate(self._constants)),
-                      "loop_prep": loop_prep, "after_loop": after_loop}
 
-    def __call__(self, *args, **kwargs):
-        stand_in.signature("cupy.ElementwiseKernel", "__call__")(self, *args, **kwargs)
+    def __call__(self, *args, size=None):
         _memory.check_kernel()
-        size = kwargs.get("size")
         ins, outs = list(args[:len(self._ins)]), list(args[len(self._ins):])
         if len(ins) != len(self._ins) or (outs and len(outs) != len(self._outs)):
             raise TypeError(f"kernel {self.name} takes {len(self._ins)} inputs, and all of its {len(self._outs)} "
@@ -127,13 +112,10 @@ class ElementwiseKernel:
         for p in self._outs[len(outs):]:
             if p.raw and size is None:
                 raise self._error(ValueError, p, "is raw and must be given")
-            outs.append(ndarray(shape, p.dtype or types[p.type]))
+            outs.append(fresh(np.empty(shape, p.dtype or types[p.type])))
         if math.prod(shape):
-            stand_in.count_launch(self.name)
             self._run(types, shape, list(zip(self._ins + self._outs, ins + outs, strict=True)))
-        if self.no_return:
-            return None
-        return outs[0] if len(outs) == 1 and not self.return_tuple else tuple(outs)
+        return outs[0] if len(outs) == 1 else tuple(outs)
 
     def _error(self, kind, parameter, problem):
         return kind(f"kernel {self.name}: {parameter.name!r} {problem}")
@@ -165,6 +147,7 @@ class ElementwiseKernel:
         return shape
 
     def _run(self, types, shape, given):
+        given = self._constants + given
         hosts = [self._host(p, types, arg, shape) for p, arg in given]
         # The numbers of a flat array are much faster to find. Arrays that are not raw share their axes.
         flat = all(host.flags.c_contiguous for (p, _), host in zip(given, hosts, strict=True) if not p.raw)
@@ -175,13 +158,10 @@ class ElementwiseKernel:
             self._compiled[key] = compiled(self._source(types, given))
         run = self._compiled[key]
         arrays = [(ctypes.c_ssize_t * host.ndim)(*values) for host in hosts for values in (host.shape, host.strides)]
-        count, pointers = len(hosts), ctypes.POINTER(ctypes.c_ssize_t) * len(hosts)
-        fault = (ctypes.c_ssize_t * 3)()
-        with running:
-            run(ctypes.c_ssize_t(math.prod(shape)), (ctypes.c_int * len(self._constants))(*self._constants.values()),
-                (ctypes.c_void_p * count)(*(host.ctypes.data for host in hosts)),
-                (ctypes.c_int * count)(*(host.ndim for host in hosts)),
-                pointers(*arrays[::2]), pointers(*arrays[1::2]), fault)
+        pointers, fault = ctypes.POINTER(ctypes.c_ssize_t) * len(hosts), (ctypes.c_ssize_t * 3)()
+        run(ctypes.c_ssize_t(math.prod(shape)), (ctypes.c_void_p * len(hosts))(*(host.ctypes.data for host in hosts)),
+            (ctypes.c_int * len(hosts))(*(host.ndim for host in hosts)), pointers(*arrays[::2]),
+            pointers(*arrays[1::2]), fault)
         kind, number, index = fault
         if kind == 1:
             problem = f"has {hosts[number].size} numbers, and index {index} is outside"
@@ -217,5 +197,5 @@ class ElementwiseKernel:
                 each.append(f"{const}{kind} &{p.name} = *reinterpret_cast<{kind}*>("
                             f"stand_in::place(_data[{k}], i, {layout}));")
         typedefs = "".join(f"typedef {C_TYPES[dtype.name]} {letter};\n" for letter, dtype in types.items())
-        return SOURCE.format(header=HEADER, typedefs=typedefs, before="\n    ".join(before),
-                             each="\n        ".join(each), finish=" ".join(finish), **self._code)
+        return SOURCE.format(header=HEADER, typedefs=typedefs, preamble=self._preamble, operation=self._operation,
+                             before=" ".join(before), each=" ".join(each), finish=" ".join(finish))

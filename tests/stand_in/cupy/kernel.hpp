@@ -7,19 +7,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-#define __device__
-#define __host__
-#define __forceinline__ inline
-#define __noinline__
-
 template <class A, class B> inline auto max(A a, B b) -> decltype(a + b) { return a < b ? b : a; }
 template <class A, class B> inline auto min(A a, B b) -> decltype(a + b) { return b < a ? b : a; }
-inline float rsqrtf(float x) { return 1 / sqrtf(x); }
-inline float rsqrt(float x) { return 1 / sqrtf(x); }
-inline double rsqrt(double x) { return 1 / sqrt(x); }
-inline float __expf(float x) { return expf(x); }
-inline float __logf(float x) { return logf(x); }
-inline float __fdividef(float x, float y) { return x / y; }
 
 namespace stand_in {
 
@@ -65,8 +54,6 @@ class Raw {
         free(writers_);
     }
     ptrdiff_t size() const { return size_; }
-    const ptrdiff_t* shape() const { return shape_; }
-    const ptrdiff_t* strides() const { return strides_; }
     const T& operator[](ptrdiff_t k) const { return *at(k); }
     T& operator[](ptrdiff_t k) {
         T* element = at(k);
@@ -107,12 +94,6 @@ class Order {
         while (now >= size_) now -= size_;
         return left_-- > 0;
     }
-};
-
-// What a body knows as _ind.
-struct Indexer {
-    const ptrdiff_t size_;
-    ptrdiff_t size() const { return size_; }
 };
 
 }  // namespace stand_in

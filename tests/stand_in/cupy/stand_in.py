@@ -27,7 +27,7 @@ class Counts:
         self.waits = 0  # times the host waited for the device: transfers to the host, float(), if, print, synchronize
         self.wait_places = []  # the line of each, file:line
         self.uploads = 0  # arrays of the host that went to the device
-        self.launches = []  # the name of each ElementwiseKernel that ran
+        self.launches = 0  # kernels and products that ran
 
 
 _lock = threading.Lock()
@@ -67,19 +67,22 @@ def count_upload():
             counts.uploads += 1
 
 
-def count_launch(name):
-    """The kernel of this name runs here."""
+def count_launch():
+    """A kernel or a product runs here."""
     with _lock:
         for counts in _counting:
-            counts.launches.append(name)
+            counts.launches += 1
 
 
 def require(path, name):
-    """The entry [kind, parameters] of CuPy's own `path.name`; an AttributeError where CuPy has no such name."""
-    entry = MANIFEST[path].get(name)
-    if entry is None:
+    """The manifest's [kind, parameters] of `path.name`; an AttributeError that says what to do where it has none."""
+    names = MANIFEST.get(path, {})
+    if name not in names:
+        raise AttributeError(f"the stand-in does not know {path}.{name}: see whether CuPy has it. If so, where CuPy is "
+                             f"installed, python tests/make_cupy_manifest.py {path}.{name} adds it to manifest.json")
+    if names[name] is None:
         raise AttributeError(f"CuPy {VERSION} has no {path}.{name}")
-    return entry
+    return names[name]
 
 
 @functools.cache

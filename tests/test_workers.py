@@ -1,0 +1,152 @@
+"""A batch split over threads must give what the whole batch gives."""
+
+import gc
+import os
+import threading
+import time
+import weakref
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info
+
+from vae_np import VAE, backend
+from vae_np.backend import to_cpu, to_device
+from vae_np.fast import workers
+from vae_np.fast.workers import ParallelVAE, Workers
+from vae_np.losses import LIKELIHOODS
+
+COUNT, SMALL = 13, {"image_size": 16, "channels": (4, 6), "latent_dim": 5}
+several_workers = pytest.mark.skipif(backend.NAME != "numpy", reason="a GPU has one worker")
+
+
+@pytest.fixture
+def task(rng):
+    model = ParallelVAE(**SMALL, dtype="float64")
+    return model, to_device(rng.random((COUNT, 16, 16, 3))), to_device(rng.standard_normal((COUNT, 5)))
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize(("threads", "shard"), [(1, 4), (2, 3), (3, 5), (2, 100), (1, 100), (4, 5)])
+def test_equals_the_whole_batch(task, threads, shard, name, monkeypatch):
+    monkeypatch.setattr(workers, "SHARD_SIZE", shard)
+    model, x, eps = task
+    model.workers = Workers(model, threads)
+    whole, split = LIKELIHOODS[name](), LIKELIHOODS[name]()
+    # Sums of an earlier batch must not leak into the next. A batch of two leaves some workers without a shard.
+    for count in (COUNT, COUNT, 2):
+        found = []
+        for function, likelihood in ((VAE.loss_and_gradient, whole), (ParallelVAE.loss_and_gradient, split)):
+            model.grads[...] = 99
+            terms = function(model, x[:count], eps[:count], likelihood, beta=0.7)
+            found.append([*map(float, terms), *to_cpu(model.grads).tolist()])
+        np.testing.assert_allclose(*found, rtol=1e-8, atol=1e-10)
+    for one, other in ((split.sigma, whole.sigma), (split.variance, whole.variance), (split.images, whole.images)):
+        assert one is other or float(one) == pytest.approx(float(other), rel=1e-10)
+    np.testing.assert_allclose(to_cpu(model.latent_kl(x)), to_cpu(VAE.latent_kl(model, x)), rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "calibrated"])
+@pytest.mark.parametrize("threads", [1, *(pytest.param(threads, marks=several_workers) for threads in (2, 3))])
+def test_the_bits_are_the_same_however_long_each_shard_takes(task, threads, name, monkeypatch):
+    monkeypatch.setattr(workers, "SHARD_SIZE", 2)  # seven shards: more than one for each worker
+    model, x, eps = task
+    model.workers = Workers(model, threads)
+    durations, bits = [], set()
+    for replica in model.workers.replicas:
+        def held_up(*arguments, original=replica.forward):
+            time.sleep(durations.pop())
+            return original(*arguments)
+
+        replica.forward = held_up
+    for seed in range(4):
+        durations[:] = np.random.default_rng(seed).choice([0, 0.01], 7 * (1 + (name == "calibrated")))
+        terms = model.loss_and_gradient(x, eps, LIKELIHOODS[name]())
+        bits.add((*map(float, terms), to_cpu(model.grads).tobytes()))
+        assert not durations
+    assert len(bits) == 1
+
+
+@pytest.mark.parametrize(("threads", "count", "size", "expected"), [
+    (2, 11, 3, [3, 3, 3, 2]), (2, 0, 3, [0]), (1, 2, 5, [2]),
+    pytest.param(4, 8, None, [2, 2, 2, 2], marks=several_workers),  # a share of a small batch for everyone
+    pytest.param(2, 100, None, [25] * 4, marks=several_workers)])
+def test_map_covers_every_index_once_and_in_order(task, threads, count, size, expected):
+    shards = Workers(task[0], threads).map(lambda replica, shard: list(range(shard.start, shard.stop)), count, size)
+    assert [i for shard in shards for i in shard] == list(range(count))
+    assert [len(shard) for shard in shards] == expected
+
+
+@several_workers
+def test_an_error_in_a_worker_is_raised_once_all_are_at_rest(task):
+    at_rest, pair = [], Workers(task[0], 2)
+
+    def fail(replica, shard):
+        if replica is pair.replicas[0]:
+            raise RuntimeError(f"shard {shard.start}")
+        time.sleep(0.2)
+        at_rest.append(shard.start)
+
+    with pytest.raises(RuntimeError, match="shard 0"):
+        pair.map(fail, 2)
+    assert at_rest == [1]
+
+
+@pytest.mark.skipif(not threadpool_info(), reason="threadpoolctl knows no way to limit this BLAS")
+def test_blas_is_held_to_one_thread_while_workers_run(task):
+    def threads(*_):
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+    before = threads()
+    assert Workers(task[0], 2).map(threads, 2, 1) == [[1] * len(before)] * 2
+    assert threads() == before
+
+
+def test_after_ctrl_c_no_worker_goes_on(task, monkeypatch):
+    # A notebook's reader interrupts a cell and runs the next one: it must not meet the workers of the first.
+    pair, begun = Workers(task[0], 2), []
+
+    def interrupted(futures):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    def work(replica, shard):
+        begun.append(shard.start)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(workers, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pair.map(work, 100, 1)
+    assert (count := len(begun)) < 20
+    time.sleep(0.2)
+    assert len(begun) == count
+
+
+def test_a_model_that_nobody_holds_takes_its_threads_with_it():
+    gc.disable()  # large arrays do not make Python look for cycles
+    try:
+        model = ParallelVAE(**SMALL)
+        model.sample(3, np.random.default_rng(0))
+        pool = weakref.ref(model.workers.pool)
+        del model
+        assert pool() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.skipif(backend.NAME != "numpy" or not hasattr(os, "sched_setaffinity"), reason="nothing is kept to a core")
+def test_as_many_threads_as_cores_keep_to_one_each_and_fewer_are_left_alone():
+    cores = os.sched_getaffinity(0)
+
+    def places(threads):
+        everyone = threading.Barrier(threads, timeout=60)  # or one thread might do the work of all
+
+        def place(replica, shard):
+            everyone.wait()
+            return os.sched_getaffinity(0)
+
+        return Workers(VAE(**SMALL), threads).map(place, threads, size=1)
+
+    assert sorted(places(len(cores)), key=min) == [{core} for core in sorted(cores)]
+    assert places(len(cores) + 1) == [cores] * (len(cores) + 1)
+    assert os.sched_getaffinity(0) == cores, "the thread that calls goes where it likes"
