@@ -35,9 +35,9 @@ class Draw:
 
 
 def passes(layer, draw, *shapes):
-    """Forward and backward on inputs of these shapes, with other weights each time, as training has them."""
+    """Forward and backward, twice on inputs of each shape, with other weights each time, as training has them."""
     kept = []
-    for shape in shapes:
+    for shape in (shape for shape in shapes for _ in range(2)):
         for parameter in layer.parameters:
             parameter.value += draw(*parameter.value.shape)
         x = draw(*shape)

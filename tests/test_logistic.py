@@ -84,10 +84,13 @@ def test_classes_that_can_be_separated_have_a_finite_weight():
     np.testing.assert_array_equal(scores > 0, x[:, 0] > 0)
 
 
-def test_units_of_the_columns_do_not_matter(problem):
+def test_columns_are_standardised_so_that_their_units_do_not_matter(problem):
     x, y, _ = problem
+    standard = (x - x.mean(axis=0)) / x.std(axis=0)
+    parameters = newton(standard, y, 0.1)
     scale, offset = np.array([1e-4, 1.0, 50.0, 1e4]), np.array([3.0, -1e3, 0.0, 7.0])
     first, second = LogisticRegression.fit(x, y, l2=0.1), LogisticRegression.fit(offset + scale * x, y, l2=0.1)
+    np.testing.assert_allclose(first.scores(x), standard @ parameters[:-1] + parameters[-1], rtol=1e-9)
     np.testing.assert_allclose(second.scores(offset + scale * x), first.scores(x), rtol=1e-6)
     assert not np.allclose(first.scores(x), LogisticRegression.fit(x, y, l2=1e-6).scores(x), rtol=1e-2)
 
@@ -109,6 +112,7 @@ def test_a_constant_column_gets_no_weight_and_float32_is_fitted_in_float64(probl
     (np.array([[0.0], [np.nan]]), np.array([0, 1]), 1.0, "not finite"),
     (np.zeros((3, 2)), np.zeros(3), 1.0, "all 3 labels are the same"),
     (np.zeros((0, 2)), np.zeros(0), 1.0, "all 0 labels are the same"),
+    (np.zeros((3, 2)), np.array([0, 1, 1]), 0.0, "l2 must be above 0, not 0.0"),
     (np.zeros((3, 2)), np.array([0, 1, 1]), np.nan, "l2 must be above 0, not nan"),
 ])  # fmt: skip
 def test_what_cannot_be_fitted_is_one_line(x, y, l2, complaint):

@@ -61,6 +61,9 @@ def test_everything_stays_float32(rng):
 def test_it_describes_a_bent_distribution_and_samples_lie_along_the_bend(two_stage):
     (new, _), gaussian = bent(300, 2), GaussianPrior.fit(*bent(3000, 1), None)
     assert two_stage.log_density(new).mean() > gaussian.log_density(new).mean() + 0.5
+    w = to_device(two_stage.gaussian.whiten(new).astype(np.float32))
+    mean, *_ = two_stage.vae.forward(w, to_device(np.random.default_rng(0).standard_normal(w.shape, np.float32)))
+    assert two_stage.sigma == pytest.approx(math.sqrt(((mean - w) ** 2).mean()), rel=0.15)
     z = two_stage.sample(2000, np.random.default_rng(0))
     assert z.dtype == np.float32
     assert np.abs(z[:, 1] - z[:, 0] ** 2).mean() < 0.35  # of the Gaussian's samples: 1.7
