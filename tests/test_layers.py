@@ -10,7 +10,8 @@ import pytest
 
 from vae_np.backend import to_cpu, to_device
 from vae_np.errors import InputError
-from vae_np.layers import Dense, LeakyReLU, Parameter, Reshape, Sequential, bind, pack
+from vae_np.layers import Dense, Layer, LeakyReLU, Parameter, Reshape, Sequential, bind, pack
+from vae_np.losses import Bernoulli
 from vae_np.run.gradient_table import layer_examples
 
 pytestmark = pytest.mark.usefixtures("way")
@@ -89,7 +90,18 @@ def test_sequential_is_one_layer_after_the_other(rng):
     np.testing.assert_array_equal(to_cpu(network.backward(dy)), to_cpu(first.backward(second.backward(dy))))
 
 
+@pytest.mark.parametrize("kind", [Layer, Bernoulli])
+def test_an_argument_that_a_class_does_not_take_is_refused(kind):
+    with pytest.raises(TypeError):
+        kind(0.1)
+
+
 @pytest.mark.parametrize("slope", [-0.1, 1.5, math.nan])
 def test_a_slope_that_leaky_relu_cannot_have_is_refused(slope):
     with pytest.raises(InputError, match="slope of LeakyReLU must be between 0 and 1"):
         LeakyReLU(slope)
+
+
+def test_reshape_keeps_the_size_of_the_batch():
+    with pytest.raises(ValueError):
+        Reshape(4).forward(to_device(np.zeros((2, 8))))

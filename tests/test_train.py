@@ -309,7 +309,7 @@ def test_the_gaussian_keeps_the_very_sigma_of_the_settings(ramps):
         ("epochs", 0, "above 0"), ("batch_size", -1, "above 0"), ("learning_rate", math.nan, "above 0"),
         ("learning_rate", math.inf, "above 0"), ("max_gradient_norm", 0, "above 0"), ("beta", -1, "0 or more"),
         ("beta", math.inf, "0 or more"), ("free_bits", -0.1, "0 or more"), ("warmup_steps", -1, "0 or more"),
-        ("seed", -1, "0 or more"), ("limit", 0, "above 0"))],
+        ("seed", -1, "0 or more"), ("limit", 0, "above 0"), ("batch_size", 2.5, "a whole number"))],
     ({"likelihood": "poisson"}, "choose one of bernoulli, gaussian, calibrated"),
     ({"likelihood": "calibrated", "sigma": 0.3}, "sigma is for the gaussian likelihood, not for calibrated"),
     ({"likelihood": "gaussian", "sigma": 0}, "sigma must be above 0"),

@@ -1,6 +1,6 @@
 """The one switch: the environment variable VAE_BACKEND says what computes.
 
-    plain    the nine files beside this one, as they are read, on NumPy: slowly, for a debugger
+    plain    the nine files of the lecture, as they are read, on NumPy: slowly, for a debugger
     numpy    the same, sooner: some classes give way to subclasses in vae_np/fast; this is the default
     cupy     that on a GPU: xp is CuPy
 
@@ -25,8 +25,8 @@ if NAME == "cupy":
 else:
     xp = np
 
-# The seam. {a class of these files: its subclass in vae_np/fast, which computes the same numbers sooner}: empty here,
-# filled by vae_np/__init__.py, and empty under VAE_BACKEND=plain.
+# The seam: {Conv2d: fast.arrays.Conv2d, ...}, classes of the nine files and subclasses that compute the same, up to
+# rounding, sooner. vae_np/__init__.py fills it, but leaves it empty under VAE_BACKEND=plain.
 FASTER = {}
 
 
@@ -35,6 +35,9 @@ class Replaceable:
 
     def __new__(cls, *args, **kwargs):
         return super().__new__(FASTER.get(cls, cls))
+
+    def __init__(self):
+        """Without one, Python would let a class that takes no arguments be called with some."""
 
 
 def on_host(array):

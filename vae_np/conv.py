@@ -23,8 +23,8 @@ def conv_transpose_size(size, kernel_size, stride, padding):
 def unfold(x, kernel_size, stride, padding):
     """The patches of x (N, H, W, C) as rows of a matrix (N * OH * OW, K * K * C), zeros where a patch leaves the image.
 
-    Row (n, i, j) is x[n, i * s - p : i * s - p + K, j * s - p : j * s - p + K, :], flattened; s is the stride, p the
-    padding. Pixel (a, b) of all patches is every s-th pixel of the padded image, from (a, b) on.
+    With a border of p = padding zeros around x, row (n, i, j) is padded[n, i * s : i * s + K, j * s : j * s + K, :],
+    flattened; s is the stride. Pixel (a, b) of all patches is every s-th pixel of the padded image, from (a, b) on.
     """
     n, h, w, c = x.shape
     k, s, p = kernel_size, stride, padding
@@ -112,7 +112,7 @@ class Conv2d(Convolution):
         return y.reshape(shape)
 
     def backward_parameters(self, dy):
-        xp.matmul(self.patches.T, dy.reshape(-1, self.outputs), out=self.weight.grad.reshape(-1, self.outputs))
+        self.weight.grad[...] = (self.patches.T @ dy.reshape(-1, self.outputs)).reshape(self.weight.value.shape)
         self.bias.grad[...] = sum_rows(dy)
 
     def backward(self, dy):
@@ -131,7 +131,7 @@ class ConvTranspose2d(Convolution):
         forward    y = fold(x W^T) + b
         backward   D = unfold(dy)     dW = D^T x     db = sum of dy over N, OH, OW     dx = D W
 
-    An output pixel is the sum of C * K * K / stride^2 products, whence the scale of the initial weights.
+    An output pixel is the sum of C * K * K / stride^2 products, which sets the scale of the initial weights.
     Kernels of 4x4 at stride 2 overlap evenly; 3x3 would leave a checkerboard (Odena et al. 2016).
     Raises InputError for an input that is not (N, H, W, C) or so small that the padding leaves nothing of the output.
     """
@@ -150,7 +150,7 @@ class ConvTranspose2d(Convolution):
         return fold(patches, shape, *self.geometry) + self.bias.value
 
     def backward(self, dy):
-        dpatches = unfold(dy, *self.geometry)
-        xp.matmul(dpatches.T, self.x, out=self.weight.grad.reshape(-1, self.inputs))
+        d = unfold(dy, *self.geometry)
+        self.weight.grad[...] = (d.T @ self.x).reshape(self.weight.value.shape)
         self.bias.grad[...] = sum_rows(dy)
-        return (dpatches @ self.weight.value.reshape(-1, self.inputs)).reshape(self.input_shape)
+        return (d @ self.weight.value.reshape(-1, self.inputs)).reshape(self.input_shape)

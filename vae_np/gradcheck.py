@@ -3,8 +3,9 @@
     python -m vae_np.gradcheck                  a table of every gradient in the package (run/gradient_table.py)
     python -m vae_np.gradcheck --only Conv2d    only this part of it
 
-Everything is float64, with a random upstream gradient (one of ones lets a transposed gradient pass) and inputs away
-from kinks such as LeakyReLU's at 0. A right gradient then agrees to 1e-8 or better, a wrong one hardly ever to 1e-2.
+To be given float64, and inputs away from kinks such as LeakyReLU's at 0. The upstream gradient dy is random: were it
+all ones, a backward that mixes up its elements would pass. A right gradient then agrees to 1e-8 or better, a wrong one
+hardly ever to 1e-2.
 
 A check of this kind cannot see an error that forward and backward share, such as a wrong formula with the right
 derivative. That takes a second opinion; lesson 02 plants such errors with --break, and the tests are full of them.
@@ -27,7 +28,8 @@ def relative_error(a, b):
 def numerical_gradient(f, x, h=1e-5):
     """The gradient of the number f() with respect to the array x, which f reads, one element at a time.
 
-    Each element is moved by +h and -h: (f(x + h) - f(x - h)) / (2 h), whose error is of order h^2. x is put back.
+    Each element is moved by +h and -h: (f(x + h) - f(x - h)) / (2 h). Its error is of order h^2, rounding adds one of
+    order 1e-16 / h, and h = 1e-5 keeps both small. x is put back.
     """
     gradient = np.zeros(x.shape)
     for index in np.ndindex(*x.shape):
@@ -35,8 +37,9 @@ def numerical_gradient(f, x, h=1e-5):
         x[index] = value + h
         above = float(f())
         x[index] = value - h
-        gradient[index] = (above - float(f())) / (2 * h)
+        below = float(f())
         x[index] = value
+        gradient[index] = (above - below) / (2 * h)
     return gradient
 
 
@@ -69,13 +72,14 @@ def check_direction(f, values, gradient, rng, h=1e-5):
     """
     u = rng.standard_normal(values.shape)
     u = to_device(u / np.linalg.norm(u))
+    product = float(xp.vdot(gradient, u))  # before f is called, which may overwrite the gradient
     start = values.copy()
     values[...] = start + h * u
     above = float(f())
     values[...] = start - h * u
     below = float(f())
     values[...] = start
-    return relative_error((above - below) / (2 * h), float(xp.vdot(gradient, u)))
+    return relative_error((above - below) / (2 * h), product)
 
 
 if __name__ == "__main__":

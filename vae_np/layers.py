@@ -2,7 +2,7 @@
 
 A layer is a map and its adjoint: forward(x) -> y keeps what backward(dy) -> dx needs. dy is the gradient of the loss
 with respect to y, dx the one with respect to x. backward overwrites the gradients of the layer's parameters (it does
-not add to them), and neither ever writes to the arrays that it was given.
+not add to them). Neither ever writes to an array that it was given or has returned, and nor may who called them.
 """
 
 import math
@@ -12,7 +12,10 @@ from vae_np.errors import InputError
 
 
 class Parameter:
-    """An array to be learned and the gradient of the loss with respect to it, of the same shape and dtype."""
+    """An array to be learned and the gradient of the loss with respect to it, of the same shape and dtype.
+
+    Both become views into flat arrays (see pack): write into them, grad[...] = dW, and never give them another array.
+    """
 
     def __init__(self, name, value):
         self.name = name
@@ -26,8 +29,8 @@ class Parameter:
 def bind(parameters, values, grads):
     """Make every parameter a view into two flat arrays: its value into `values`, its gradient into `grads`.
 
-    Adam, checkpoints and sums of gradients are then single array operations. What the parameters held before is
-    forgotten; `pack` keeps it.
+    What Adam does is then a few operations on whole arrays. What the parameters held before is forgotten; `pack`
+    keeps it.
     """
     start = 0
     for parameter in parameters:
@@ -131,7 +134,7 @@ class LeakyReLU(Layer):
         return self.y
 
     def backward(self, dy):
-        return xp.where(self.y > 0, dy, self.slope * dy)  # y has the sign of x
+        return xp.where(self.y > 0, dy, self.slope * dy)  # y > 0 just where x > 0
 
     def __repr__(self):
         return f"LeakyReLU({self.slope})"
@@ -145,7 +148,7 @@ class Reshape(Layer):
 
     def forward(self, x):
         self.input_shape = x.shape
-        return x.reshape(-1, *self.shape)
+        return x.reshape(len(x), *self.shape)
 
     def backward(self, dy):
         return dy.reshape(self.input_shape)

@@ -1,7 +1,10 @@
 """The two terms of the ELBO, in nats per image, each with its gradient.
 
-Everything is summed over pixels and channels (or latents) and averaged over the batch, never anything else, so that
-loss = recon + beta * kl means the same at every image size.
+    log p(x)  >=  E over z from q(z | x) of log p(x | z)  -  KL(q(z | x) || N(0, I))       the ELBO
+    loss      =   recon + beta * kl                                                        minus that, if beta is 1
+
+recon estimates the first term with one z for each image. Everything is summed over pixels and channels (or latents) and
+averaged over the batch, never anything else: so a loss is the ELBO whatever the size of image, code and batch.
 """
 
 import math
@@ -21,10 +24,7 @@ def softplus(logits):
 
 
 def sum_each(terms):
-    """Sum over all pixels and channels of each image: (N, H, W, C) -> (N,).
-
-    In float64: these sums are thousands of nats, and what is asked of them are differences of a few.
-    """
+    """Sum over all pixels and channels of each image: (N, H, W, C) -> (N,), in float64, as differences are small."""
     return terms.sum(axis=(1, 2, 3), dtype=xp.float64)
 
 
@@ -32,7 +32,7 @@ class Likelihood(Replaceable):
     """p(x | z) of images x (N, H, W, C) in [0, 1], given the decoder's logits of the same shape.
 
     Calling one with a whole batch gives the loss: (logits, x) -> (recon, gradient with respect to the logits), where
-    recon = -1/N log p(x | z) is a 0-d array. log_likelihood judges images one by one, and changes nothing.
+    recon = -1/N sum_n log p(x_n | z_n). log_likelihood judges images one by one, and changes nothing.
     """
 
     sigma = None  # the standard deviation of a pixel channel, where there is one
@@ -56,11 +56,11 @@ class Likelihood(Replaceable):
 class Bernoulli(Likelihood):
     """Every channel of a pixel is a coin with probability sigmoid(l): the binary cross-entropy between x and it.
 
-        recon     = 1/N sum [softplus(l) - x l]
-        d recon   = 1/N (sigmoid(l) - x)
+        recon     = 1/N sum [softplus(l) - x l]       since log sigmoid(l) = l - softplus(l)
+        d recon   = 1/N (sigmoid(l) - x)              the sigmoid is the derivative of softplus
 
-    Kingma and Welling (2014) use it for black and white pixels. For x strictly between 0 and 1 it is not the density of
-    a real number (Loaiza-Ganem and Cunningham 2019), but a common loss all the same.
+    Kingma and Welling (2014) use it for black and white pixels. For x strictly between 0 and 1 it is no normalised
+    density (Loaiza-Ganem and Cunningham 2019), but a common loss all the same.
     """
 
     name = "bernoulli"
@@ -78,8 +78,8 @@ class Bernoulli(Likelihood):
 class Gaussian(Likelihood):
     """Every channel of a pixel is normal around m = sigmoid(l) with one standard deviation sigma.
 
-        recon     = 1/2N sum [(x - m)^2 / sigma^2 + log(2 pi sigma^2)]
-        d recon   = 1/N (m - x) m (1 - m) / sigma^2
+        recon     = 1/(2N) sum [(x - m)^2 / sigma^2 + log(2 pi sigma^2)]
+        d recon   = 1/N (m - x) m (1 - m) / sigma^2       m (1 - m) is the derivative of the sigmoid
 
     recon is the negative logarithm of a density, so it may be below 0. Raises InputError unless sigma > 0.
     """
@@ -89,7 +89,7 @@ class Gaussian(Likelihood):
     def __init__(self, sigma=0.1):
         if not sigma > 0:
             raise InputError(f"sigma is a standard deviation and must be above 0, not {sigma}")
-        self.sigma = xp.asarray(float(sigma))  # 0-d, so that one which a GPU works out need not be waited for
+        self.sigma = xp.asarray(float(sigma))  # 0-d, as a sigma that is computed
 
     def squared_error(self, logits, x):
         """Sum of (x - m)^2 over the batch, and half its gradient with respect to the logits."""
@@ -98,7 +98,7 @@ class Gaussian(Likelihood):
         return (error * error).sum(), error * mean * (1 - mean)
 
     def sigma_for(self, squares, x):
-        """The sigma for a batch x whose squared errors sum up to squares."""
+        """The sigma for a batch x whose squared errors sum up to squares: here the same one for all."""
         return self.sigma
 
     def __call__(self, logits, x):
@@ -144,17 +144,14 @@ LIKELIHOODS = {likelihood.name: likelihood for likelihood in (Bernoulli, Gaussia
 
 
 def likelihood_of(name, sigma=None):
-    """The likelihood of a name, with a sigma where one is given.
-
-    Raises InputError for an unknown name, and for a sigma of Bernoulli, which has none.
-    """
+    """The likelihood of that name. Raises InputError if there is none, or if it has no sigma and is given one."""
     if name not in LIKELIHOODS or (sigma is not None and name == Bernoulli.name):
         raise InputError(f"there is no likelihood {name!r}" + (f" with sigma {sigma}" if name in LIKELIHOODS else ""))
     return LIKELIHOODS[name]() if sigma is None else LIKELIHOODS[name](sigma)
 
 
 def kl_divergence(mu, log_var):
-    """KL divergence from N(mu, exp(log_var)) to N(0, 1), summed over latents: mu, log_var (N, Z).
+    """KL(N(mu, exp(log_var)) || N(0, 1)), summed over latents: mu, log_var (N, Z).
 
         kl        = 1/N sum [mu^2 + exp(log_var) - 1 - log_var] / 2
         d mu      = 1/N mu
@@ -175,8 +172,8 @@ def kl_per_dimension(mu, log_var):
 def free_bits(kl, nats):
     """The KL term with `nats` free of charge in each latent (Kingma et al. 2016): kl (Z,), means over the whole batch.
 
-        term         = sum over the latents of max(nats, kl_j)
-        d term / d theta = sum of weight_j d kl_j / d theta,    weight_j = 1 where kl_j > nats, else 0
+        term      = sum over the latents j of max(nats, kl_j)
+        d term    = sum of weight_j d kl_j,    weight_j = 1 where kl_j > nats, else 0
 
     A latent that says less than `nats` is not pushed to say even less, so it does not die while the decoder has yet to
     learn what to do with it. Returns (term, weight), weight (Z,).

@@ -30,14 +30,11 @@ class Adam(Replaceable):
         self.v += (1 - self.beta2) * (self.grads**2 - self.v)
         self.values -= learning_rate * (self.m / m_correction) / (xp.sqrt(self.v / v_correction) + self.epsilon)
 
-    def __repr__(self):
-        return f"Adam(beta1={self.beta1}, beta2={self.beta2}, epsilon={self.epsilon}, step={self.step})"
-
 
 def clip_gradient(grads, max_norm):
-    """Scale the flat gradient in place so that its norm is at most max_norm; return the norm that it had, a 0-d array.
+    """Scale the flat gradient in place so that its norm is at most max_norm; return the norm that it had.
 
-    A gradient that is not finite stays so: the caller sees its norm and stops.
+    A NaN or an infinity shows in that norm; what to do then is for the caller to say.
     """
     norm = xp.sqrt(xp.vdot(grads, grads))
     grads *= max_norm / xp.maximum(norm, max_norm)
@@ -46,6 +43,8 @@ def clip_gradient(grads, max_norm):
 
 def learning_rate_at(step, total_steps, peak, warmup_steps=0, final=0.0):
     """Linear warm-up to peak, then half a cosine down to final * peak (Loshchilov and Hutter 2017).
+
+        rate = peak (final + (1 - final) (1 + cos(pi progress)) / 2),    progress from 0 to 1 after the warm-up
 
     step counts from 0 and the last one is total_steps - 1; final = 1 keeps the rate constant after the warm-up, which
     takes at most a tenth of all steps.
@@ -62,13 +61,13 @@ def beta_at(step, beta, warmup_steps=0):
 
     Bowman et al. 2016 found that a KL term at full weight from the start lets the encoder give up.
     """
-    return beta * min(1.0, step / warmup_steps) if warmup_steps else beta
+    return beta * (min(1.0, step / warmup_steps) if warmup_steps else 1.0)
 
 
 def cyclical_beta_at(step, total_steps, beta, cycles):
     """The weight of the KL divergence in cycles: each starts again at 0, rises for one half and stays for the other.
 
-    While beta is small, the code may say more, and finds a decoder that has learned to listen (Fu et al. 2019).
+    While beta is small, codes that say more cost little, and the decoder learns to use them (Fu et al. 2019).
     """
-    share = step * cycles % total_steps / total_steps  # of the cycle; % on whole numbers, so that none starts late
+    share = (step * cycles % total_steps) / total_steps  # of the cycle; % on whole numbers, so that none starts late
     return beta * min(1.0, 2 * share)

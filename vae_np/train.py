@@ -22,19 +22,18 @@ class Settings:
     batch_size: int = 32
     learning_rate: float = 2e-3  # the peak, reached after warmup_steps
     final_rate_fraction: float = 0.05  # of the peak: where the cosine of the learning rate ends
-    warmup_steps: int = 100
+    warmup_steps: int = 100  # a tenth of all steps at the most
     beta: float = 1.0
     beta_warmup_epochs: float = 1.0
     beta_cycles: int = 0  # if above 0, they take the place of the warm-up
     free_bits: float = 0.0  # nats, of each latent
     likelihood: str = "bernoulli"
     sigma: float | None = None  # of the Gaussian likelihood
-    # A seat belt: Adam does not mind the scale of the gradient, so only an explosion is cut short. At 64x64, norms of
-    # 500 to 5,000 are usual for the Bernoulli likelihood, 20,000 for the Gaussian with sigma 0.1. They go with
-    # 1 / sigma^2: at 0.05 and less the first steps are cut short, too (gradient_norm in the history tells).
+    # A seat belt: only an explosion is cut short. Norms of 500 to 5,000 are usual for Bernoulli at 64x64,
+    # 20,000 for the Gaussian with sigma 0.1; they go with 1 / sigma^2.
     max_gradient_norm: float = 1e5
     seed: int = 0
-    limit: int | None = None  # use the first `limit` training images only
+    limit: int | None = None  # what is given to Training are the first `limit` images only
 
     def __post_init__(self):
         if self.likelihood not in LIKELIHOODS:
@@ -49,6 +48,9 @@ class Settings:
                      "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "warmup_steps", "beta_cycles", "seed", "limit"):
+            if (getattr(self, name) or 0) % 1:
+                raise InputError(f"{name} must be a whole number, not {getattr(self, name)}")
 
 
 def to_float(images):
@@ -87,15 +89,14 @@ class Training:
         return rate, beta_at(step, s.beta, s.beta_warmup_epochs * self.steps_per_epoch)
 
     def step(self, x):
-        """One step of stochastic gradient descent on images x (B, H, W, 3) in [0, 1], on the device.
+        """One step of Adam on images x (B, H, W, 3) in [0, 1], on the device.
 
-        Returns (recon, kl, loss, norm), the last that of the gradient, the others in nats per image: 0-d arrays of the
-        device, which on a GPU are still being computed.
+        Returns (recon, kl, loss, norm): the norm is the gradient's, the others are in nats per image.
         """
         rate, beta = self.schedules(self.adam.step)
         eps = to_device(self.rng.standard_normal((len(x), self.model.latent_dim), dtype=self.model.dtype))
         term, weights = None, 1.0
-        if self.settings.free_bits:  # which latents are beyond theirs is for the whole batch to say
+        if self.settings.free_bits:  # a latent is beyond its free bits when its mean over the batch is
             term, weights = free_bits(self.model.latent_kl(x), self.settings.free_bits)
         recon, kl = self.model.loss_and_gradient(x, eps, self.likelihood, beta * weights)
         norm = clip_gradient(self.model.grads, self.settings.max_gradient_norm)

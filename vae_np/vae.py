@@ -67,9 +67,8 @@ class VAE(Replaceable):
         """Images x (N, H, W, 3) in [0, 1] and noise eps (N, Z) from N(0, 1) -> (logits, mu, log_var).
 
         Noise is an argument, never drawn here: backward must use the very noise that forward used.
-        Both are arrays of the backend's, which backend.to_device makes. Raises InputError for images of another shape,
-        dtype or range, and for noise of another shape or dtype. The range is looked at on the host alone: what is on a
-        GPU already would have to be waited for.
+        Both are the backend's arrays, which backend.to_device makes. Raises InputError for images of another shape,
+        dtype or range, and for noise of another shape or dtype.
         """
         self._check_images(x)
         self._check_codes(eps, "noise", rows=len(x))
@@ -90,12 +89,12 @@ class VAE(Replaceable):
         self.encoder.backward_parameters(dh)
 
     def loss_and_gradient(self, x, eps, likelihood, beta=1.0):
-        """One evaluation of the negative ELBO, loss = recon + beta * kl, and of its gradient, left in `grads`.
+        """The two terms of the loss, (recon, kl) in nats per image; the gradient of recon + beta * kl goes to `grads`.
 
-        beta: a number, or an array (Z,) with a weight for each latent. Returns (recon, kl), in nats per image.
+        beta may also be an array (Z,), a weight for the KL divergence of each latent; the kl returned has no weights.
         """
         require_images(x)
-        # A float64 of NumPy's would make every gradient float64.
+        # A NumPy float64 would make every gradient float64.
         beta = beta.astype(self.dtype) if isinstance(beta, xp.ndarray) else float(beta)
         logits, mu, log_var = self.forward(x, eps)
         recon, dlogits = likelihood(logits, x)
@@ -104,7 +103,7 @@ class VAE(Replaceable):
         return recon, kl
 
     def latent_kl(self, x):
-        """KL divergence of each latent, averaged over images x of the backend's: (Z,)."""
+        """KL divergence of each latent, averaged over images x, an array of the backend: (Z,)."""
         return kl_per_dimension(*self._halves(self.encoder.forward(x)))
 
     # What a trained model is used for: NumPy arrays in, NumPy arrays out, a part at a time.
@@ -128,12 +127,12 @@ class VAE(Replaceable):
 
         For N(0, I) these are temperature * eps, eps from N(0, I).
         """
-        if self.prior:
+        if self.prior is not None:
             return self.decode(self.prior.sample(count, rng, temperature).astype(self.dtype))
         return self.decode(self.dtype.type(temperature) * rng.standard_normal((count, self.latent_dim), self.dtype))
 
     def in_parts(self, function, *arrays):
-        """function(model, *parts) of some rows of the arrays at a time; what it returns, NumPy arrays, put together."""
+        """function(model, *parts) of some rows at a time, put together; the model may be a copy of this one."""
         starts = range(0, max(1, len(arrays[0])), PART)
         results = [function(self, *(array[start : start + PART] for array in arrays)) for start in starts]
         return [np.concatenate(column) for column in zip(*results, strict=True)]
@@ -148,13 +147,13 @@ class VAE(Replaceable):
             raise InputError(f"{expected}, got {shape_or_type(x)}")
         if x.dtype != self.dtype:
             raise InputError(f"{expected}, got {x.dtype}")
-        # A NaN fails both comparisons, and so this one.
+        # A NaN fails both comparisons. On a GPU the check would have to wait for the images, and is left out.
         if on_host(x) and len(x) and not (x.min() >= 0 and x.max() <= 1):
             raise InputError(f"{expected}, got values from {float(x.min()):g} to {float(x.max()):g}")
 
-    def _check_codes(self, z, name, rows="N"):
-        if getattr(z, "ndim", None) != 2 or z.shape[1] != self.latent_dim or rows not in ("N", len(z)):
-            raise InputError(f"expected {name} of shape ({rows}, {self.latent_dim}), got {shape_or_type(z)}")
+    def _check_codes(self, z, name, rows=None):
+        if getattr(z, "ndim", None) != 2 or z.shape[1] != self.latent_dim or (rows is not None and rows != len(z)):
+            raise InputError(f"expected {name} of shape ({rows or 'N'}, {self.latent_dim}), got {shape_or_type(z)}")
         # float64 noise would silently make every array after it float64.
         if z.dtype != self.dtype:
             raise InputError(f"expected {name} as a {self.dtype} array, got {z.dtype}")
@@ -206,7 +205,7 @@ def build_decoder(image_size, channels, latent_dim, rng, dtype):
     activation = LeakyReLU(0.2)
     layers = [Dense(latent_dim, side * side * inputs, rng, gain=activation.gain, dtype=dtype), activation,
               Reshape(side, side, inputs)]
-    for outputs in channels[-2::-1]:
+    for outputs in reversed(channels[:-1]):
         activation = LeakyReLU(0.2)
         layers += [ConvTranspose2d(inputs, outputs, 4, rng, stride=2, padding=1, gain=activation.gain, dtype=dtype),
                    activation]
