@@ -3,9 +3,8 @@
     python -m vae_np.gradcheck                  a table of every gradient in the package (run/gradient_table.py)
     python -m vae_np.gradcheck --only Conv2d    only this part of it
 
-To be given float64, and inputs away from kinks such as LeakyReLU's at 0. The upstream gradient dy is random: were it
-all ones, a backward that mixes up its elements would pass. A right gradient then agrees to 1e-8 or better, a wrong one
-hardly ever to 1e-2.
+Use float64, and inputs away from kinks such as LeakyReLU's at 0. The upstream gradient is random: of all ones, mixed-up
+elements would pass. A right gradient then agrees to 1e-8 or better, a wrong one hardly ever to 1e-2.
 
 A check of this kind cannot see an error that forward and backward share, such as a wrong formula with the right
 derivative. That takes a second opinion; lesson 02 plants such errors with --break, and the tests are full of them.

@@ -12,10 +12,7 @@ from vae_np.errors import InputError
 
 
 class Parameter:
-    """An array to be learned and the gradient of the loss with respect to it, of the same shape and dtype.
-
-    Both become views into flat arrays (see pack): write into them, grad[...] = dW, and never give them another array.
-    """
+    """An array to be learned and its gradient: views into flat arrays once packed (see pack), so assign to grad[...]."""
 
     def __init__(self, name, value):
         self.name = name

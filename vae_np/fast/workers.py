@@ -187,6 +187,10 @@ class ParallelVAE(VAE):
 
     def in_parts(self, function, *arrays):
         """VAE.in_parts, a shard at a time; of one size whatever the number of threads: the same code, the same face."""
-        results = self.workers.map(lambda replica, shard: function(replica, *(array[shard] for array in arrays)),
-                                   len(arrays[0]), SHARD_SIZE)
-        return [np.concatenate(column) for column in zip(*results, strict=True)]
+        count, whole = len(arrays[0]), {}
+        def part(replica, shard):
+            for number, piece in enumerate(function(replica, *(array[shard] for array in arrays))):
+                whole.setdefault(number, np.empty((count, *piece.shape[1:]), piece.dtype))[shard] = piece
+
+        self.workers.map(part, count, SHARD_SIZE)
+        return [whole[number] for number in sorted(whole)]
