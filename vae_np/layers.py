@@ -12,7 +12,7 @@ from vae_np.errors import InputError
 
 
 class Parameter:
-    """An array to be learned and its gradient: views into flat arrays once packed (see pack), so assign to grad[...]."""
+    """An array to be learned and its gradient: views into flat arrays, once packed (see pack); write to grad[...]."""
 
     def __init__(self, name, value):
         self.name = name
