@@ -147,7 +147,7 @@ class ParallelVAE(VAE):
         if workers.shard_size(count) >= count:
             with one_blas_thread():
                 return super().loss_and_gradient(x, eps, likelihood, beta)
-        self._check_images(x)
+        self._check_images(x, values=False)  # which each shard looks at for itself, and all at a time
         self._check_codes(eps, "noise", rows=count)
 
         def squared_error(replica, shard):
