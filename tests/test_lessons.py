@@ -19,7 +19,9 @@ from PIL import Image
 
 from vae_np import backend
 from vae_np.disk.dataset import Dataset
+from vae_np.losses import Bernoulli
 from vae_np.run import checkpoint
+from vae_np.study.metrics import evaluate
 
 LESSONS = Path(__file__).parent.parent / "lessons"
 NAMES = sorted(path.name for path in LESSONS.glob("[0-9]*.py"))
@@ -152,6 +154,10 @@ def test_lesson_4(room):
     assert pictures_in(out) == {"reconstructions.png", "kl_by_dimension.png"}
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert (metrics["split"], metrics["images"]) == ("test", 12)
+    model, _, _ = checkpoint.load_model(room / "runs/03_train/checkpoint.npz")
+    figures = evaluate(model, Dataset(room / "faces").split("test"), Bernoulli())
+    assert [metrics[name] for name in ("recon", "kl", "psnr")] == [
+        pytest.approx(figures[name], rel=1e-4) for name in ("recon", "kl", "psnr")]
     assert metrics["negative_elbo"] == pytest.approx(metrics["recon"] + metrics["kl"])
     assert sum(metrics["kl_per_dimension"]) == pytest.approx(metrics["kl"], rel=1e-4)
     assert 5 < metrics["psnr"] < 60
