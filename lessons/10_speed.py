@@ -137,7 +137,7 @@ step("2 a product for each patch", "compiled loops, many numbers an instruction;
 step("3 a product for each offset", "16 turns of Python instead of thousands; but each adds to all of y anew", offsets)
 
 # %% Steps 4 to 6: one product
-step("4 unfold, one product", "BLAS adds up in registers, and reuses what is in cache; unfold copies a pixel 4 times",
+step("4 unfold, one product", "BLAS adds up in registers, of 4 copies of a pixel in new memory; AVX-512 may prefer 3",
      lambda: unfold(x, 4, 2, 1) @ matrix + bias)
 step("5 FastConv2d", "the same arrays at every call: new ones cost page faults", lambda: conv.forward(x))
 step("6 WinogradConv2d", "9 products for 16, and 9/4 copies of a pixel for 4", lambda: fast.forward(x))
