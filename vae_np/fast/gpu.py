@@ -1,10 +1,10 @@
 """On a GPU: CUDA kernels in the place of array code, and what else CuPy wants to be asked for in its own way.
 
 Each kernel takes the place of a function of the same name in arrays.py, which says what is computed; `on_gpu` makes the
-exchange, and the tests compare the two. One launch does what array code takes many for, or moves
-less memory. Every kernel is the body of a loop over i, written in CUDA C and run for all i at once, a thread each. What
-a thread writes, no other thread writes: everything is a gather, which reads wherever it must, and so needs no atomic
-additions, whose order (and rounding) would change from run to run.
+exchange, and the tests compare the two. One launch does what array code takes many for, or moves less memory. Every
+kernel is the body of a loop over i, written in CUDA C and run for all i at once, a thread each. What a thread writes,
+no other thread writes: everything is a gather, which reads wherever it must, and so needs no atomic additions, whose
+order (and rounding) would change from run to run.
 
 Sizes that stay the same are constants of the compiled code, since the remainder of a division by a constant is several
 times cheaper than that of a variable, and 32-bit indices are cheaper than 64-bit ones; they reach as far as 2^32
@@ -16,6 +16,7 @@ import functools
 import numpy as np
 
 from vae_np.backend import NAME, to_device, xp
+from vae_np.conv import conv_size
 
 IN_USE = NAME == "cupy"
 
@@ -95,8 +96,6 @@ def leaky_gradient(y, dy, slope):
 
 # Convolutions. A pixel's place is found from i, its number in memory: the last axis is what remains of the division by
 # its length, and so on to the first.
-
-
 UNFOLD = """
     unsigned rest = i;
     const int c = rest % C;   rest /= C;
@@ -113,7 +112,7 @@ def unfold(x, kernel_size, stride, padding, workspace):
     """arrays.unfold, one thread for a number of a patch: where does it stand in the image?"""
     _, h, w, c = x.shape
     k, s, p = kernel_size, stride, padding
-    oh, ow = (h + 2 * p - k) // s + 1, (w + 2 * p - k) // s + 1
+    oh, ow = conv_size(h, k, s, p), conv_size(w, k, s, p)
     patches = workspace.get("patches", (len(x), oh, ow, k, k, c), x.dtype)
     compiled("unfold", "raw T x", "T patches", UNFOLD, C=c, K=k, S=s, P=p, H=h, W=w, OH=oh, OW=ow)(x, patches)
     return patches.reshape(-1, k * k * c)
@@ -141,7 +140,7 @@ def fold(patches, shape, kernel_size, stride, padding, workspace):
     """arrays.fold, one thread for a number of an image: which patches cover it?"""
     _, h, w, c = shape
     k, s, p = kernel_size, stride, padding
-    oh, ow = (h + 2 * p - k) // s + 1, (w + 2 * p - k) // s + 1
+    oh, ow = conv_size(h, k, s, p), conv_size(w, k, s, p)
     kernel = compiled("fold", "raw T patches", "T y", FOLD, C=c, K=k, S=s, P=p, H=h, W=w, OH=oh, OW=ow)
     return kernel(patches, xp.empty(shape, patches.dtype))
 

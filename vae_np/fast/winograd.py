@@ -213,8 +213,8 @@ class InTiles:
     def way_for(self, shape):
         """Winograd for 4x4 kernels at stride 2 and padding 1, and enough channels."""
         _, h, w, c = shape
-        self.fast = self.geometry == (4, 2, 1) and c >= FEWEST_CHANNELS and h % 4 == w % 4 == 0
-        return self.winograd if self.fast else self.unfolding
+        fits = self.geometry == (4, 2, 1) and c >= FEWEST_CHANNELS and h % 4 == w % 4 == 0
+        return self.winograd if fits else self.unfolding
 
 
 class WinogradConv2d(InTiles, FastConv2d):

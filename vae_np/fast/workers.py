@@ -188,6 +188,7 @@ class ParallelVAE(VAE):
     def in_parts(self, function, *arrays):
         """VAE.in_parts, a shard at a time; of one size whatever the number of threads: the same code, the same face."""
         count, whole = len(arrays[0]), {}
+
         def part(replica, shard):
             for number, piece in enumerate(function(replica, *(array[shard] for array in arrays))):
                 whole.setdefault(number, np.empty((count, *piece.shape[1:]), piece.dtype))[shard] = piece
