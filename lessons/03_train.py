@@ -22,9 +22,10 @@ from vae_np import VAE
 from vae_np.backend import NAME, to_cpu, to_device
 from vae_np.disk.files import hold
 from vae_np.errors import InputError
+from vae_np.fast.signals import Interrupted, interruptible, uninterrupted
 from vae_np.losses import LIKELIHOODS, Bernoulli, kl_divergence
 from vae_np.optim import Adam
-from vae_np.run.command import POSITIVE, Interrupted, interruptible
+from vae_np.run.command import POSITIVE
 from vae_np.run.trainer import LOOK, Trainer
 from vae_np.study import pictures
 from vae_np.study.diagnostics import warnings
@@ -148,10 +149,8 @@ def after_step():
 def show_progress():
     write_history(args.out / "history.csv", trainer.history)
     plot_losses(args.out / "losses.png", trainer.history)
-    rows = [("held out | new", faces)]
-    for epoch, both in enumerate(trainer.progress, start=1):
-        rows.append((f"epoch {epoch}", both[: len(faces)], both[len(faces) :]))
-    pictures.save(args.out / "progress.png", pictures.labelled_rows(rows, scale=1))
+    rows = [(f"epoch {epoch}", *np.split(both, [len(faces)])) for epoch, both in enumerate(trainer.progress, start=1)]
+    pictures.save(args.out / "progress.png", pictures.labelled_rows([("held out | new", faces), *rows], scale=1))
 
 
 if trainer.history:
@@ -161,8 +160,9 @@ try:
         while trainer.epoch < settings.epochs:
             start = time.perf_counter()
             row = trainer.train_epoch(after_step)
-            save()
-            show_progress()
+            with uninterrupted():
+                save()
+                show_progress()
             left = (settings.epochs - trainer.epoch) * (time.perf_counter() - start)
             print(f"epoch {row['epoch']:2d}  loss {row['loss']:7.1f}  recon {row['recon']:7.1f}  kl {row['kl']:5.1f}  "
                   f"beta {row['beta']:.2f} | validation: loss {row['val_loss']:7.1f}  recon {row['val_recon']:7.1f}  "

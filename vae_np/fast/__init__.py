@@ -3,6 +3,7 @@
     arrays.py      arrays that are kept, fewer passes over memory
     winograd.py    convolutions with 9 products for 16, on a CPU
     workers.py     a batch as a sum of shards, a thread on each core
+    signals.py     Ctrl-C, which must not break in while threads are waited for
     gpu.py         CUDA kernels in the place of array code, and CuPy's peculiarities
 
 `vae_np/__init__.py` puts the table of `replacements` into backend.FASTER, unless VAE_BACKEND=plain.

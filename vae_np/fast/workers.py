@@ -12,7 +12,6 @@ import functools
 import math
 import operator
 import os
-import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
@@ -20,6 +19,7 @@ from threadpoolctl import ThreadpoolController
 
 from vae_np.backend import xp
 from vae_np.fast.gpu import IN_USE
+from vae_np.fast.signals import uninterrupted
 from vae_np.layers import bind
 from vae_np.vae import VAE
 
@@ -109,19 +109,18 @@ class Workers:
         size = size or self.shard_size(count)
         shards = [slice(start, min(start + size, count)) for start in range(0, max(1, count), size)]
         results = [None] * len(shards)
-        stop = threading.Event()
 
         def work(worker):
             for i in range(worker, len(shards), self.threads):
-                if not stop.is_set():
+                if not stopped:
                     results[i] = function(self.replicas[worker], shards[i])
 
-        with one_blas_thread():
+        with uninterrupted() as stopped, one_blas_thread():
             futures = [self.pool.submit(work, worker) for worker in range(self.threads)]
             try:
                 wait(futures)
-            except KeyboardInterrupt:
-                stop.set()
+            except KeyboardInterrupt as second:
+                stopped.append(second)
                 wait(futures)  # or the next call would share replicas with this one
                 raise
         for future in futures:

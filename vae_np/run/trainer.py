@@ -10,10 +10,10 @@ from tqdm import tqdm
 from vae_np.backend import to_cpu, to_device, xp
 from vae_np.errors import CheckpointError, DatasetError, InputError, TrainingError
 from vae_np.fast.gpu import IN_USE, kept_on_device
+from vae_np.fast.signals import uninterrupted
 from vae_np.fast.workers import ParallelVAE, Workers, one_blas_thread
 from vae_np.losses import free_bits
 from vae_np.run import checkpoint
-from vae_np.run.command import uninterrupted
 from vae_np.study.metrics import evaluate
 from vae_np.study.pictures import to_uint8
 from vae_np.train import Training, to_float
@@ -93,40 +93,44 @@ class Trainer(Training):
         called after each step, when the trainer can be saved.
         """
         start = time.perf_counter()
-        if not len(self.order):
-            with uninterrupted():
+        with uninterrupted() as stopped:
+            if not len(self.order):
                 self.order = self.rng.permutation(len(self.images))
-        count, done = len(self.order), self.images_done
-        steps = self.steps(self.order[done:])
-        bar = tqdm(total=count, initial=done, desc=f"epoch {self.epoch + 1}/{self.settings.epochs}", unit="img",
-                   leave=False)
-        with bar, one_blas_thread():
-            while self.images_done < count:
-                with uninterrupted():
-                    self.waiting.append(next(steps))
-                bar.update(self.images_done - bar.n)
-                if len(self.waiting) == REPORT_EVERY or not IN_USE:
-                    self._fetch()
-                    recon, kl, loss, _ = self.terms[-1]
-                    bar.set_postfix(loss=f"{loss:.0f}", recon=f"{recon:.0f}", kl=f"{kl:.1f}", refresh=False)
-                after_step()
+            done = self.images_done
+            self._go_on(after_step, stopped)
         self._fetch()
-        speed = (count - done) / (time.perf_counter() - start)
+        speed = (len(self.order) - done) / (time.perf_counter() - start)
         with uninterrupted():
             self.likelihood.settle()
-        row, faces = self._row(speed), self.look()
+        held_out = evaluate(self.model, self.validation_images, self.likelihood)
         with uninterrupted():
+            row, faces = self._row(held_out, speed), self.look()
             self.order, self.terms = self.order[:0], []
             self.history.append(row)
             self.progress.append(faces)
         return row
 
-    def _row(self, speed):
+    def _go_on(self, after_step, stopped):
+        """Take the steps that the epoch still lacks, until there is something in `stopped`."""
+        count, steps = len(self.order), self.steps(self.order[self.images_done :])
+        bar = tqdm(total=count, initial=self.images_done, desc=f"epoch {self.epoch + 1}/{self.settings.epochs}",
+                   unit="img", leave=False)
+        with bar, one_blas_thread():
+            while self.images_done < count and not stopped:
+                self.waiting.append(next(steps))
+                bar.update(self.images_done - bar.n)
+                if len(self.waiting) == REPORT_EVERY or not IN_USE:
+                    self._fetch()
+                    recon, kl, loss, _ = self.terms[-1]
+                    bar.set_postfix(loss=f"{loss:.0f}", recon=f"{recon:.0f}", kl=f"{kl:.1f}", refresh=False)
+                if not stopped:
+                    after_step()
+
+    def _row(self, held_out, speed):
         sizes = np.full(len(self.terms), self.settings.batch_size)
         sizes[-1] -= sizes.sum() - len(self.order)
         recon, kl, loss, norm = np.average(self.terms, axis=0, weights=sizes).tolist()
         _, beta = self.schedules(self.adam.step - 1)
-        held_out = evaluate(self.model, self.validation_images, self.likelihood)
         # The last step of an epoch can break a model, too, and a broken model must not be saved.
         names = "recon", "kl", "psnr"
         self._check_finite([f"validation {name}" for name in names], [held_out[name] for name in names], self.adam.step)
