@@ -37,6 +37,7 @@ CELEBA_ATTRIBUTES = (
     "Wearing_Necktie", "Young",
 )
 
+COUNT, SHARE = 7_200, 12  # how many faces by default; of SHARE faces, one is for validation, and one for testing
 SIZES = range(8, 513)
 PHOTO_WIDTH, PHOTO_HEIGHT, PHOTO_CROP = 178, 218, 148  # CelebA's frame, and the central square that models see of it
 
@@ -262,9 +263,9 @@ ATTRIBUTE_NAMES = tuple(attributes_of(face_factors(0, 0)))
 
 
 def split_counts(count):
-    """How many of `count` images go to train, validation and test: 4, 1 and 3 of eight, in this order."""
-    eighth = max(1, round(count / 8))
-    return dict(zip(SPLITS, (count - 4 * eighth, eighth, 3 * eighth), strict=True))
+    """How many of `count` images go to train, validation and test, in this order."""
+    share = max(1, round(count / SHARE))
+    return dict(zip(SPLITS, (count - 2 * share, share, share), strict=True))
 
 
 def file_name(index):
@@ -360,8 +361,8 @@ def parse_arguments(arguments):
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", metavar="DIR", help="the folder to make, a prepared dataset")
     parser.add_argument("--celeba-zip", metavar="FILE", help="the archive to make, of photos in CelebA's layout")
-    parser.add_argument("--count", metavar="N", type=number_in(range(10, 1_000_000)), default=6000,
-                        help="number of faces; of eight, one is for validation, three are for testing (default 6000)")
+    parser.add_argument("--count", metavar="N", type=number_in(range(10, 1_000_000)), default=COUNT,
+                        help=f"number of faces; of {SHARE}, one is for validation, one for testing (default {COUNT})")
     parser.add_argument("--size", type=number_in(SIZES), default=64,
                         help="width and height of the images in DIR, in pixels (default 64)")
     parser.add_argument("--seed", metavar="N", type=number_in(range(2**32)), default=0,

@@ -189,11 +189,11 @@ def test_the_dataset(made):
     folder, printed = made
     assert sorted(os.listdir(folder)) == ["celeba.zip", "toy"]
     data = Dataset(folder / "toy")
-    assert data.splits == {"train": slice(0, 4), "validation": slice(4, 6), "test": slice(6, 12)}
-    for count, parts in ((10, [6, 1, 3]), (14, [6, 2, 6]), (6000, [3000, 750, 2250])):
+    assert data.splits == {"train": slice(0, 10), "validation": slice(10, 11), "test": slice(11, 12)}
+    for count, parts in ((10, [8, 1, 1]), (18, [14, 2, 2]), (toy_faces.COUNT, [6000, 600, 600])):
         assert list(toy_faces.split_counts(count).values()) == parts
     assert data.info["file_names"] == NAMES
-    assert "train              4 images\n" in printed
+    assert "train             10 images\n" in printed
     faces = [face_factors(SEED, index) for index in range(12)]
     np.testing.assert_array_equal(data.images, [draw_face(factors, 32) for factors in faces])
     np.testing.assert_array_equal(data.attributes, [list(attributes_of(factors).values()) for factors in faces])
