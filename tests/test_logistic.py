@@ -8,7 +8,15 @@ import pytest
 
 from vae_np.errors import InputError
 from vae_np.gradcheck import numerical_gradient, relative_error
-from vae_np.study.logistic import LogisticRegression, area_under_curve, hessian, loss_and_gradient, newton, probability
+from vae_np.study.logistic import (
+    LogisticRegression,
+    area_error,
+    area_under_curve,
+    hessian,
+    loss_and_gradient,
+    newton,
+    probability,
+)
 
 
 @pytest.fixture
@@ -132,3 +140,17 @@ def test_the_area_is_the_share_of_pairs_in_order(levels, count, rng):
     for same in (y | True, y & False):
         with pytest.raises(InputError, match=f"all {count} labels are the same"):
             area_under_curve(scores, same)
+
+
+@pytest.mark.parametrize(("positives", "negatives", "scale"), [(10, 30, 1), (10, 30, 3), (30, 10, 3), (30, 10, 20)])
+def test_the_error_of_an_area_is_its_deviation_over_many_draws(positives, negatives, scale, rng):
+    """Of exponential scores, for which the formula is exact: those of positives are larger by the factor scale."""
+    y = np.arange(positives + negatives) < positives
+    scores = rng.exponential(size=(4000, len(y))) * np.where(y, scale, 1)
+    areas = np.array([area_under_curve(row, y) for row in scores])
+    area = scale / (scale + 1)
+    assert abs(areas.mean() - area) < 5 * area_error(area, positives, negatives) / math.sqrt(4000)
+    assert areas.std() == pytest.approx(area_error(area, positives, negatives), rel=0.06)
+    if scale == 1:
+        assert area_error(0.5, positives, negatives) == pytest.approx(math.sqrt((len(y) + 1) / (12 * 300)), rel=1e-12)
+    assert area_error(1.0, positives, negatives) == area_error(0.0, positives, negatives) == 0

@@ -1,4 +1,4 @@
-"""PSNR, SSIM, the ELBO and its ledger, the importance-weighted bound, active units: by their definitions."""
+"""PSNR, SSIM, the ELBO and its ledger, the importance-weighted bound, active units, the Frechet distance."""
 
 import math
 
@@ -14,7 +14,7 @@ from vae_np.fast.workers import Workers
 from vae_np.layers import Dense, Reshape, Sequential
 from vae_np.losses import LIKELIHOODS, Bernoulli, Gaussian, kl_divergence, kl_per_dimension, sigmoid
 from vae_np.study import metrics
-from vae_np.study.metrics import active_units, evaluate, importance_weighted_bound, psnr, smooth, ssim
+from vae_np.study.metrics import active_units, evaluate, frechet_distance, importance_weighted_bound, psnr, smooth, ssim
 from vae_np.train import to_float
 
 likelihoods = pytest.mark.parametrize("make", [Bernoulli, lambda: Gaussian(0.2)], ids=["Bernoulli", "Gaussian"])
@@ -202,3 +202,42 @@ def test_losses_of_the_weights_in_the_ledger_are_the_loss_times_a_constant(rng):
 def test_active_units(rng):
     mu = rng.standard_normal((5000, 3)) * [1, 0.09, 0.11] + [0, 7, 0]
     np.testing.assert_array_equal(active_units(mu), [True, False, True])
+
+
+def test_frechet_distance_of_numbers_and_of_vectors_with_the_same_axes(rng):
+    a, b = 3 + 2 * rng.standard_normal((200, 1)), rng.standard_normal((50, 1)) - 1
+    expected = (a.mean() - b.mean()) ** 2 + (a.std() - b.std()) ** 2
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-12)
+    # Vectors of just this mean and these deviations along axes that are turned.
+    exact, _ = np.linalg.qr(np.column_stack([np.ones(100), rng.standard_normal((100, 4))]))
+    exact, (turn, _) = 10 * exact[:, 1:], np.linalg.qr(rng.standard_normal((4, 4)))
+    first, second, shift = np.array([3.0, 2, 1, 0]), np.array([1.0, 2, 4, 0.5]), np.array([1.0, -2, 0, 5])
+    expected = (shift**2).sum() + ((first - second) ** 2).sum()
+    assert frechet_distance(exact * first @ turn, (exact[:, ::-1] * second + shift) @ turn) == pytest.approx(expected)
+
+
+def test_frechet_distance_is_that_of_the_best_pairs(rng):
+    """A symmetric positive definite map is the best way from one Gaussian to another; other pairs are further apart."""
+    a, root = rng.standard_normal((300, 5)) @ rng.standard_normal((5, 5)), rng.standard_normal((5, 5))
+    b = a @ (root @ root.T) + rng.standard_normal(5)
+    distance = frechet_distance(a, b)
+    assert distance == pytest.approx(np.square(a - b).sum(axis=1).mean(), rel=1e-9)
+    assert distance < np.square(a - b[::-1]).sum(axis=1).mean() - 1
+    # What is paired with its own mirror image is not paired well.
+    assert frechet_distance(a, -b) < np.square(a + b).sum(axis=1).mean() - 1
+    assert frechet_distance(b, a) == pytest.approx(distance, rel=1e-9)
+
+
+def test_frechet_distance_is_zero_for_equal_sets_and_falls_with_the_number_of_vectors(rng):
+    vectors = rng.standard_normal((40, 30), dtype=np.float32)
+    vectors.flags.writeable = False
+    assert 0 <= frechet_distance(vectors, vectors[::-1]) < 1e-10
+    assert 0 <= frechet_distance(vectors[:10], vectors[9::-1]) < 1e-5  # fewer than dimensions: a singular covariance
+    by_count = [frechet_distance(*rng.standard_normal((2, count, 8))) for count in (40, 400, 4000)]
+    assert by_count[0] > 5 * by_count[1] > 25 * by_count[2] > 0
+
+
+@pytest.mark.parametrize(("a", "b"), [((0, 3), (5, 3)), ((5, 3), (5, 4)), ((5,), (5,)), ((4, 5, 3), (5, 3))])
+def test_frechet_distance_of_what_does_not_fit_is_one_line(a, b):
+    with pytest.raises(InputError, match=r"^expected vectors \(M, D\) and \(N, D\), one or more each, got shapes .*$"):
+        frechet_distance(np.ones(a), np.ones(b))

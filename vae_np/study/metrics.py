@@ -1,4 +1,4 @@
-"""How good is it? The ELBO, its ledger and a tighter bound, PSNR, SSIM, and active units."""
+"""How good is it? The ELBO, its ledger and a tighter bound, PSNR, SSIM, active units, and the Frechet distance."""
 
 import math
 
@@ -132,3 +132,27 @@ def kl_of_codes(mu, log_var):
 def active_units(mu, threshold=0.01):
     """Which latents carry anything: variance of mu (N, Z) above threshold (Burda et al. 2016) -> bool (Z,)."""
     return mu.var(axis=0) > threshold
+
+
+def frechet_distance(a, b):
+    """How far the mean and covariance of vectors a (M, D) are from those of b (N, D), in their squared units:
+
+        |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))
+
+    If both were Gaussian, it would be the mean of |x - y|^2 when each x of a is paired with the y of b that suits it
+    best (Dowson and Landau 1982). Of features of a network it is the FID (Heusel et al. 2017). Here, of codes of
+    PrincipalComponents, it needs none; the unit is then squared pixel differences, summed over the image.
+
+    It is 0 for equal sets, and above 0 for two sets of one distribution: the fewer vectors, the more. Compare sets of
+    one size, with two sets of real faces as the scale. Raises InputError for arrays that do not fit, or are empty.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not (len(a) and len(b)):
+        raise InputError(f"expected vectors (M, D) and (N, D), one or more each, got shapes {a.shape} and {b.shape}")
+    m1, m2 = a.mean(axis=0), b.mean(axis=0)
+    c1, c2 = (a - m1).T @ (a - m1) / len(a), (b - m2).T @ (b - m2) / len(b)
+    # C1 C2 has the eigenvalues of R C2 R, which is symmetric, with R = C1^(1/2); rounding may make a 0 negative.
+    strengths, axes = np.linalg.eigh(c1)
+    root = axes * np.sqrt(strengths.clip(0)) @ axes.T
+    overlap = np.sqrt(np.linalg.eigvalsh(root @ c2 @ root).clip(0)).sum()
+    return max(0.0, float(np.square(m1 - m2).sum() + np.trace(c1) + np.trace(c2) - 2 * overlap))
