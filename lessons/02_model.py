@@ -8,7 +8,7 @@ backwards, how to find out whether a handwritten gradient is right, and what the
 import os
 import sys
 
-os.environ["VAE_BACKEND"] = "plain"  # the nine files of the lecture alone; lesson 10 tells what is faster
+os.environ["VAE_BACKEND"] = "plain"  # the ten files of the lecture alone; lesson 10 tells what is faster
 from tools.common import command_line, parse
 
 import numpy as np
@@ -28,7 +28,7 @@ backend.FASTER.clear()  # in a notebook that has imported vae_np before, the lin
 
 parser = command_line(__doc__, "runs/02_model")
 parser.add_argument("--image-size", type=POSITIVE, default=64, help="image size of the last table's model")
-parser.add_argument("--channels", type=POSITIVE, nargs="+", default=[32, 64, 128, 256],
+parser.add_argument("--channels", type=POSITIVE, nargs="+", default=[24, 48, 96, 192],
                     help="channels of its convolutions")
 parser.add_argument("--latent-dim", type=POSITIVE, default=128, help="numbers in its code")
 parser.add_argument("--break", dest="bug", choices=["list", *BUGS], metavar="NAME",
@@ -167,11 +167,11 @@ list_bugs()
 # Each convolution halves height and width. Multiplications are what training costs; a dense layer has many weights but
 # uses each once, a convolution uses its few weights at every place.
 print(f"\n{model}\n{'layer':70s}{'output':>15s}{'parameters':>12s}{'multiplications':>17s}")
-h = rng.random((1, args.image_size, args.image_size, 3), dtype=np.float32)
-for part, network in (("encoder", model.encoder), ("decoder", model.decoder)):
-    if part == "decoder":
-        h = h[:, : args.latent_dim]  # mu stands in for z
-    for layer in network.layers:
+x = rng.random((1, args.image_size, args.image_size, 3), dtype=np.float32)
+paths = [("encoder", path, x) for path in model.encoder.paths]
+paths += [("decoder", path, model.encode(x)[0]) for path in model.decoder.paths]  # mu stands in for z
+for part, path, h in paths:
+    for layer in path.layers:
         positions = h.shape[1] * h.shape[2] if isinstance(layer, ConvTranspose2d) else 1
         h = layer.forward(h)
         positions = h.shape[1] * h.shape[2] if isinstance(layer, Conv2d) else positions
@@ -186,7 +186,7 @@ for part, network in (("encoder", model.encoder), ("decoder", model.decoder)):
 #
 # Exercises
 # 1. Run --break for each of the twelve. Before you look: will finite differences find it, and in which lines?
-# 2. Write a 2x2 average pooling layer in vae_np/layers.py, with its backward pass. What does gradcheck say to it before
+# 2. Write a 2x2 maximum pooling layer in vae_np/layers.py, with its backward pass. What does gradcheck say to it before
 #    you add an example to layer_examples, and after?
 # 3. Check a convolution with dy = 1 instead of a random one, with height-width-swapped planted and an input that is
 #    symmetric. When does the check fail to see it?

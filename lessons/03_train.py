@@ -1,7 +1,7 @@
 """Lesson 3: the ELBO, the reparameterization, Adam, and ten epochs of training.
 
 You will learn what a variational autoencoder minimises and why noise does not stop the gradient, see the numbers agree
-with loops, and train the model: on toy faces by default, on CelebA with --data.
+with loops, train the model, on toy faces by default, on CelebA with --data, and see what it learns first and why.
 """
 
 # %% Settings
@@ -12,50 +12,26 @@ import sys
 import time
 from dataclasses import asdict, fields
 
-from tools.common import SEED, add_data, command_line, open_dataset, parse, resumed, set_aside
+from tools.common import open_dataset, parse, resumed, set_aside
 
 import numpy as np
 
-from tools.figures import plot_losses, write_history
+from tools.figures import plot_directions
 from tools.ledger import ledger_table
+from tools.training import fit_prior, missing_after_each_epoch, resized, show_progress, training_options
 from vae_np import VAE
 from vae_np.backend import NAME, to_cpu, to_device
 from vae_np.disk.files import hold
 from vae_np.errors import InputError
 from vae_np.fast.signals import Interrupted, interruptible, uninterrupted
-from vae_np.losses import LIKELIHOODS, Bernoulli, kl_divergence
+from vae_np.losses import CalibratedGaussian, Gaussian, kl_divergence
 from vae_np.optim import Adam
-from vae_np.run.command import POSITIVE
-from vae_np.run.trainer import LOOK, Trainer
-from vae_np.study import pictures
+from vae_np.run.trainer import Trainer
 from vae_np.study.diagnostics import warnings
 from vae_np.study.metrics import evaluate
-from vae_np.train import Settings, Training, to_float
+from vae_np.train import Settings, Training
 
-default = Settings()
-parser = command_line(__doc__, "runs/03_train")
-add_data(parser)
-parser.add_argument("--epochs", type=int, default=default.epochs, help="times through the training images")
-parser.add_argument("--batch-size", type=int, default=default.batch_size, help="images in a step")
-parser.add_argument("--latent-dim", type=int, default=128, help="numbers in the code of a face")
-parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128, 256],
-                    help="channels of the encoder's convolutions")
-parser.add_argument("--likelihood", default=default.likelihood, choices=LIKELIHOODS,
-                    help="distribution of a pixel channel, given the code")
-parser.add_argument("--sigma", type=float, help="deviation of the gaussian likelihood (0.1 if not given)")
-parser.add_argument("--beta", type=float, default=default.beta, help="weight of the KL divergence")
-parser.add_argument("--beta-warmup", type=float, default=default.beta_warmup_epochs, metavar="EPOCHS",
-                    dest="beta_warmup_epochs", help="epochs in which beta rises from 0")
-parser.add_argument("--beta-cycles", type=int, default=default.beta_cycles, metavar="N",
-                    help="let beta rise N times over the training, instead of a warm-up")
-parser.add_argument("--free-bits", type=float, default=default.free_bits, metavar="NATS",
-                    help="nats that each latent may cost for nothing")
-parser.add_argument("--lr", type=float, default=default.learning_rate, dest="learning_rate",
-                    help="peak of the learning rate")
-parser.add_argument("--seed", type=SEED, default=default.seed, help="seed of the weights, the noise and the shuffle")
-parser.add_argument("--limit", type=int, metavar="N", help="use the first N training images only")
-parser.add_argument("--save-every", type=POSITIVE, metavar="STEPS", help="save within epochs, too, not only after each")
-parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+parser = training_options(__doc__, "runs/03_train")
 args = parse(parser)
 checkpoint_path = args.out / "checkpoint.npz"
 
@@ -81,17 +57,24 @@ small = VAE(image_size=16, channels=(4, 8), latent_dim=3, seed=1)
 rng = np.random.default_rng(1)
 x, eps = rng.random((2, 16, 16, 3), dtype=np.float32), rng.standard_normal((2, 3), dtype=np.float32)
 logits, mu, log_var = (to_cpu(array) for array in small.forward(to_device(x), to_device(eps)))
-recon = kl = 0.0
+sigma, recon, kl = 0.1, 0.0, 0.0
 for n in range(len(x)):
     for target, logit in zip(x[n].ravel().tolist(), logits[n].ravel().tolist(), strict=True):
-        p = 1 / (1 + math.exp(-logit))
-        recon -= (target * math.log(p) + (1 - target) * math.log(1 - p)) / len(x)
+        mean = 1 / (1 + math.exp(-logit))
+        recon += 0.5 * ((target - mean) ** 2 / sigma**2 + math.log(2 * math.pi * sigma**2)) / len(x)
     for m, lv in zip(mu[n].tolist(), log_var[n].tolist(), strict=True):
         kl += 0.5 * (m * m + math.exp(lv) - 1 - lv) / len(x)
-package_recon = float(Bernoulli()(to_device(logits), to_device(x))[0])
+package_recon = float(Gaussian(sigma)(to_device(logits), to_device(x))[0])
 package_kl = float(kl_divergence(to_device(mu), to_device(log_var))[0])
 print(f"by loops: recon {recon:.4f}, kl {kl:.4f}; by the package: recon {package_recon:.4f}, kl {package_kl:.4f}")
 assert np.allclose([recon, kl], [package_recon, package_kl], rtol=1e-5)
+
+# %% How much an error costs
+# log p(x | z) has to say how probable a face is that is not quite the decoded one. Here every pixel channel is normal
+# around the decoded value, with one standard deviation sigma for all. Sigma is the exchange rate of the two terms: a
+# squared error costs 1 / (2 sigma^2) nats, and as long as a nat of code saves more than a nat of error, the code says
+# more. Nobody need choose it: the best sigma is the root of the mean squared error itself, so it follows the errors.
+print(inspect.getsource(CalibratedGaussian.follow))
 
 # %% The reparameterization
 # A code is drawn at random, so how can a gradient pass through it? Draw eps from N(0, 1), which depends on nothing, and
@@ -116,8 +99,9 @@ print(f"four steps of 0.1 against gradients of 5, of -0.01, and of 3 and -3 in t
 # The algorithm, in vae_np/train.py. Trainer in run/trainer.py is the same, and measures on validation images, which
 # are never learned from, saves and resumes.
 print(inspect.getsource(Training.steps), inspect.getsource(Training.step), sep="\n")
-# Why these defaults: small batches, since ten epochs are few steps; a warm-up of learning rate and beta, as the first
-# steps are wild and a KL term at full weight invites the encoder to give up; a cosine, so that the rate ends near zero.
+# Why these defaults: small batches, since ten epochs are few steps; a warm-up of the learning rate, as the first steps
+# are wild; a cosine, so that the rate ends near zero, where noise no longer throws the weights about; images that are
+# mirrored at random, which makes twice as many of them; beta 1 from the start, for the loss is the ELBO then.
 images = dataset.split("train", settings.limit), dataset.split("validation")
 if args.resume:
     trainer = Trainer.resume(checkpoint_path, *images, settings, dataset.description)
@@ -129,7 +113,6 @@ else:
     trainer = Trainer(model, *images, settings, dataset.description)
 print(f"{trainer.model}\non {NAME}, {trainer.threads} threads, {trainer.steps_per_epoch} steps an epoch, "
       + ", ".join(f"{name} {value}" for name, value in asdict(settings).items()))
-faces = to_float(trainer.validation_images[:LOOK])
 is_ours = args.resume
 
 
@@ -146,15 +129,8 @@ def after_step():
         save()
 
 
-def show_progress():
-    write_history(args.out / "history.csv", trainer.history)
-    plot_losses(args.out / "losses.png", trainer.history)
-    rows = [(f"epoch {epoch}", *np.split(both, [len(faces)])) for epoch, both in enumerate(trainer.progress, start=1)]
-    pictures.save(args.out / "progress.png", pictures.labelled_rows([("held out | new", faces), *rows], scale=1))
-
-
 if trainer.history:
-    show_progress()  # a run that was killed may not have come to it
+    show_progress(args.out, trainer)  # a run that was killed may not have come to it
 try:
     with interruptible():
         while trainer.epoch < settings.epochs:
@@ -162,7 +138,7 @@ try:
             row = trainer.train_epoch(after_step)
             with uninterrupted():
                 save()
-                show_progress()
+                show_progress(args.out, trainer)
             left = (settings.epochs - trainer.epoch) * (time.perf_counter() - start)
             print(f"epoch {row['epoch']:2d}  loss {row['loss']:7.1f}  recon {row['recon']:7.1f}  kl {row['kl']:5.1f}  "
                   f"beta {row['beta']:.2f} | validation: loss {row['val_loss']:7.1f}  recon {row['val_recon']:7.1f}  "
@@ -173,7 +149,8 @@ try:
 except KeyboardInterrupt as stop:
     if isinstance(stop, Interrupted):  # a second Ctrl-C does not wait for the step, and half a step cannot be saved
         save()
-    again = f"--out {shlex.quote(str(args.out))}" + (f" --save-every {args.save_every}" if args.save_every else "")
+    again = (f"--out {shlex.quote(str(args.out))} --prior {args.prior}"
+             + (f" --save-every {args.save_every}" if args.save_every else ""))
     print(f"interrupted: {checkpoint_path} holds what was done; go on with: python lessons/03_train.py --resume {again}"
           if is_ours else "interrupted: nothing was saved", file=sys.stderr)
     sys.exit(128 + getattr(stop, "number", 2))
@@ -183,15 +160,38 @@ except KeyboardInterrupt as stop:
 # costs. The same run in the units of others (tools/ledger.py has the derivation), for the validation images:
 terms = evaluate(trainer.model, trainer.validation_images, trainer.likelihood)
 print(ledger_table(terms, trainer.likelihood, settings.beta, trainer.model.image_size, trainer.model.latent_dim))
-print(f"{checkpoint_path}, and beside it history.csv, losses.png, progress.png\n"
+
+# %% A prior that fits
+# New faces are decoded from codes that are drawn, and N(0, I) is not where the codes of faces are: training pulls them
+# there only as far as it pays. The more a code says, the less N(0, I) describes it. So a density is fitted to the codes
+# of the training faces, and stored with the model, which from now on samples from it; lesson 05 has the story.
+lock.release()
+fit_prior(args.prior, checkpoint_path, trainer.model, images[0], settings.seed)
+print(f"{checkpoint_path} samples from the {args.prior} prior, fitted to the codes of training faces")
+
+# %% What is learned first?
+# Smaller models for smaller faces: convolutions alone, and an encoder that sees x as it is; one that sees 4 (x - 1/2);
+# the same with a shortcut, as the model above. After each epoch: how much of each principal component, a direction in
+# which faces vary, is still missing in the reconstructions of held-out ones?
+small_faces, held_out = resized(images[0][:2000], 32), resized(images[1][:500], 32)
+panels = {}
+for title, parts in (("convolutions that see x", {"centred": False, "shortcut": False}),
+                     ("convolutions that see 4 (x - 1/2)", {"shortcut": False}), ("with a shortcut", {})):
+    panels[title] = missing_after_each_epoch(VAE(32, (16, 32, 64), 64, **parts), small_faces, held_out, epochs=4)
+    print(f"{title}: of the last component, {panels[title][-1][-1]:.0%} is missing in the end")
+plot_directions(args.out / "directions.png", panels)
+print(f"{checkpoint_path}, and beside it history.csv, losses.png, progress.png, directions.png\n"
       f"next: python lessons/04_reconstruct.py --checkpoint {checkpoint_path}")
 
 # %% What you should see
-# The reconstruction falls quickly, then slowly. KL shoots up within the first epoch (watch the progress bar), while
-# beta is small and a code costs little, and comes down as beta rises: each nat must now save at least one nat of
-# reconstruction. From the second epoch on it moves little, while a few latents take over what many said before (KL of a
-# latent, in losses.png). Training and validation stay close: the model does not memorise. progress.png shows faces out
-# of fog: first the mean face, then hair and background, then expressions.
+# The reconstruction falls quickly, then slowly, while sigma falls with it and makes errors dearer: so KL rises from one
+# epoch to the next, since ever more detail is worth its nats. Training and validation stay close: nothing is memorised.
+# In progress.png the first epoch knows hair, skin and background, then come hats, glasses and expressions.
+#
+# directions.png says why it took so little. A deep network learns the directions in which faces vary most first, and
+# the others the later the weaker they are: a weak direction has to be found by all layers together, and moves none of
+# them while it is lost. Centring gives the encoder what differs, in place of what all faces share. The shortcut has one
+# layer in each network, finds all directions at once, as principal components do, and leaves the rest to convolutions.
 #
 # Exercises
 # 1. Train with --beta 4 and with --beta 0.25: what happens to KL, PSNR and the samples?

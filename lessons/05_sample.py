@@ -1,7 +1,7 @@
 """Lesson 5: faces that nobody has.
 
-You will learn to draw new faces from the prior, what temperature does, why the codes of real faces are not quite where
-the prior says, four ways to describe where they are, and how to find out whether the model has only memorised.
+You will learn to draw new faces, why N(0, I) is the wrong place to take their codes from and what to do about it, how
+to judge samples, for which there is no right answer, and how to find out whether the model has only memorised.
 """
 
 # %% Settings
@@ -15,43 +15,39 @@ from tqdm import tqdm
 
 from vae_np.run import checkpoint
 from vae_np.study import pictures
+from vae_np.study.judge import judge
+from vae_np.study.metrics import frechet_distance
+from vae_np.study.principal_components import PrincipalComponents
 from vae_np.study.priors import PRIORS, draw, prior_kind
 from vae_np.train import to_float
 
 parser = command_line(__doc__, "runs/05_sample")
 add_checkpoint(parser)
 parser.add_argument("--prior", choices=PRIORS, help="store this prior in the checkpoint, so that all samples come from "
-                    "it; without, samples come from the one that is stored, or from N(0, I)")
+                    "it; without, samples come from the one that is stored")
 parser.add_argument("--seed", type=SEED, default=0, help="seed of the samples and the fits")
 args = parse(parser)
 model, info, dataset = open_checkpoint(args.checkpoint, args.data)
 train, held_out = dataset.split("train"), dataset.split(dataset.held_out())
 require(train, 20, "training")
+require(held_out, 4, "held-out")
 
 # %% Sampling is decoding noise
 # Training pulled the codes of faces towards N(0, I), the prior. So draw a code from the prior and decode it.
 rng = np.random.default_rng(args.seed)
 noise = rng.standard_normal((48, model.latent_dim), dtype=np.float32)
 stored, model.prior = model.prior, None  # N(0, I)
-if stored:
-    print(f"{args.checkpoint} samples from the {stored.name} prior, as asked for with --prior; --prior standard undoes "
-          "that")
+print(f"{args.checkpoint} samples from the {stored.name if stored else 'standard'} prior")
 samples = model.decode(noise)
 assert np.array_equal(samples, model.sample(48, np.random.default_rng(args.seed))), "the same seed, the same faces"
 pictures.save(args.out / "standard_samples.png", pictures.grid(samples, 12), scale=2)
 
-# %% Temperature
-# Multiply the noise by a temperature below 1 and codes stay nearer to 0, where the mean face is: all become a little
-# alike. Above 1 they go where training hardly went. The same noise in every row:
-temperatures = (0.4, 0.7, 1.0, 1.3)
-rows = [(f"T = {t}", model.sample(10, np.random.default_rng(args.seed), temperature=t)) for t in temperatures]
-pictures.save(args.out / "temperatures.png", pictures.labelled_rows(rows))
-
 # %% Are the codes of faces where the prior is?
 # The aggregate posterior is the distribution of z when x is any training face: the mixture of all their clouds. If it
-# were N(0, I), samples from the prior would be as good as reconstructions. Its mean and covariance are known exactly
+# were N(0, I), samples from the prior would be as good as reconstructions. But training pulls only as far as it pays:
+# the more codes have to say about faces, the less N(0, I) describes them. Their mean and covariance are known exactly
 # from mu and log_var: covariance of z = covariance of mu + mean of the variances.
-mu, log_var = encode_all(model, train[spread(10_000, len(train))], "encoding training faces")
+mu, log_var = encode_all(model, train[spread(20_000, len(train))], "encoding training faces")
 mean = mu.mean(axis=0)
 covariance = (mu - mean).T @ (mu - mean) / len(mu) + np.diag(np.exp(log_var).mean(axis=0))
 
@@ -71,7 +67,7 @@ print(f"mean of z: {np.abs(mean).max():.2f} at the most in any dimension (the pr
 mismatch = 0.5 * (strengths.sum() + mean @ mean - model.latent_dim - np.log(strengths).sum())
 print(f"KL(N(mean of z, covariance of z) || N(0, I)): {mismatch:.2f} nats (if the codes filled the prior: 0)")
 
-chart, axes = pictures.figure(columns=3)
+chart, axes = pictures.figure(columns=2)
 axes[0, 0].hist(np.linalg.norm(z, axis=1), bins=60, density=True, alpha=0.6, label="codes of faces")
 lengths = np.linalg.norm(rng.standard_normal((len(z), model.latent_dim)), axis=1)
 axes[0, 0].hist(lengths, bins=60, density=True, alpha=0.6, label="N(0, I)")
@@ -79,44 +75,36 @@ axes[0, 0].set(title="length of z", xlabel="length", ylabel="density")
 axes[0, 1].plot(strengths[::-1], label="codes of faces")
 axes[0, 1].axhline(1, linestyle="--", color="black", label="N(0, I)")
 axes[0, 1].set(title="variance of z along principal axes", xlabel="axis, sorted", ylabel="variance")
+for ax in axes[0]:
+    ax.legend()
+pictures.save_figure(args.out / "aggregate_posterior.png", chart)
 
 # %% Four priors
 # So draw codes from where they are. The decoder stays as it is; only the density that codes are drawn from is fitted.
 #   gaussian    N(mean, covariance): noise times the Cholesky factor L, covariance = L L^T, plus the mean
 #   mixture     several Gaussians, fitted by expectation-maximisation; vae_np/study/mixture.py derives it
-#   two-stage   a second, small VAE that learns the distribution of codes (Dai and Wipf 2019); vae_np/study/two_stage.py
-# All are fitted to training codes alone.
+#   flow        noise that a network moves to where codes are, a little at a time; vae_np/study/flow.py
+# All are fitted to training codes alone. The one that lesson 3 has stored need not be fitted again.
 priors, seconds = {}, {}
 for number, name in enumerate(PRIORS):
     print(f"fitting: {name}", flush=True)
     start = time.perf_counter()
-    priors[name] = prior_kind(name).fit(mu, log_var, np.random.default_rng([args.seed, number]))
+    if stored and stored.name == name:
+        priors[name] = stored
+    else:
+        priors[name] = prior_kind(name).fit(mu, log_var, np.random.default_rng([args.seed, number]))
     seconds[name] = time.perf_counter() - start
-by_hand = mean + noise @ np.linalg.cholesky(covariance.astype(np.float64)).T
+by_hand = priors["gaussian"].mean + noise @ np.linalg.cholesky(priors["gaussian"].covariance).T
 assert np.allclose(priors["gaussian"].sample(48, np.random.default_rng(args.seed)), by_hand, atol=1e-3)
 
-# The density of a mixture is the weighted sum of its components' densities. For one code, as it is written:
-mixture = priors["mixture"]
-logs = [component.log_density(z[:1])[0] for component in mixture.components]
-densities = [math.exp(log - max(logs)) for log in logs]  # of the largest; else all may be 0
-naive = math.log(sum(weight * d for weight, d in zip(mixture.weights, densities, strict=True))) + max(logs)
-assert math.isclose(naive, mixture.log_density(z[:1])[0], rel_tol=1e-9)
-# What rises is the log likelihood and a penalty for covariances far from that of all codes (study/mixture.py). The
-# start, far below, with all components alike but for their means, is left out of the chart.
-print(f"expectation-maximisation: {mixture.rise[0]:.2f} nats per code at first, with the penalty, "
-      f"{mixture.rise[-1]:.2f} after {len(mixture.rise) - 1} steps")
-axes[0, 2].plot(range(1, len(mixture.rise)), mixture.rise[1:], "o-", markersize=3, label="log likelihood + penalty")
-axes[0, 2].set(title="expectation-maximisation", xlabel="step", ylabel="nats per code")
-for ax in axes[0]:
-    ax.legend()
-pictures.save_figure(args.out / "aggregate_posterior.png", chart)
-
-# %% Which fits best?
+# %% Which describes the codes best?
 # The one that gives codes of held-out faces the highest density. That is no mere analogy to the loss: its KL term is
 # KL(q(z | x) || p(z)) = E log q(z | x) - E log p(z), and only the second part knows the prior. A prior that gains 5
-# nats makes the code of a new face 5 nats cheaper, and the ELBO 5 nats higher. The two-stage figure is a lower bound.
-held_out_mu, held_out_log_var = encode_all(model, held_out[spread(2_000, len(held_out))], "encoding held-out faces")
-unseen, seen = draw(held_out_mu, held_out_log_var, rng), z[spread(2_000, len(z))]
+# nats makes the code of a new face 5 nats cheaper, and the ELBO 5 nats higher. The flow's density is an estimate.
+count = min(1000, len(held_out))
+faces = held_out[spread(count, len(held_out))]
+held_out_mu, held_out_log_var = encode_all(model, faces, "encoding held-out faces")
+unseen, seen = draw(held_out_mu, held_out_log_var, rng), z[spread(count, len(z))]
 entropy = 0.5 * (1 + math.log(2 * math.pi) + held_out_log_var.astype(np.float64)).sum(axis=1).mean()
 print("nats per code    training  held out    KL of held-out codes    seconds to fit")
 for name, prior in priors.items():
@@ -124,15 +112,48 @@ for name, prior in priors.items():
     print(f"{name:15s}  {prior.log_density(seen).mean():8.2f}  {density:8.2f}  {-entropy - density:22.2f}  "
           f"{seconds[name]:16.1f}")
 
+
+# %% Which draws the best faces?
+# PSNR cannot say, for a new face has no original. Three judges that can:
+#   area       A network learns to tell decoded samples from decoded codes of held-out faces: the area under its ROC
+#              curve, on pictures that it has not seen. 0.5: it cannot tell; 1: it always can (vae_np/study/judge.py).
+#   Frechet    The distance of two Gaussians, of the mean and covariance of both sets' principal components.
+#   nearest    How far a code is from the nearest code of a training face. A prior that gave training codes back would
+#              deceive the other two, and stand out here, far below the held-out faces.
+def nearest(rows, others):
+    """For each of rows (N, D), the distance to the nearest of others (M, D), and which that is."""
+    best, index = np.full(len(rows), np.inf), np.zeros(len(rows), int)
+    for start in range(0, len(others), 1024):  # |a - b|^2 = |a|^2 - 2 a.b + |b|^2, all of a part in one product
+        part = others[start : start + 1024]
+        squares = (rows**2).sum(axis=1)[:, None] - 2 * rows @ part.T + (part**2).sum(axis=1)
+        closest, where = squares.min(axis=1), squares.argmin(axis=1)
+        closer = closest < best
+        best[closer], index[closer] = closest[closer], start + where[closer]
+    return np.sqrt(np.maximum(best, 0)), index  # rounding may leave a little less than 0
+
+
+some = train[spread(5_000, len(train))]
+pca = PrincipalComponents.fit(some, min(64, len(some) - 1))
+decoded = model.decode(unseen)
+drawn = {"held-out faces": draw(held_out_mu, held_out_log_var, rng)}  # other codes of the same clouds
+drawn |= {name: prior.sample(count, np.random.default_rng([args.seed, 1])) for name, prior in priors.items()}
+print(f"{count:,} codes of each        area under the curve    Frechet distance    nearest training code")
+for name, codes in tqdm(drawn.items(), desc="judging", leave=False):
+    y = model.decode(codes)
+    # Of held-out faces, one half is compared with the other, for a face must not be in both sets.
+    real, others = (decoded[::2], y[1::2]) if name == "held-out faces" else (decoded, y)
+    area, error = judge(real, others, args.seed)
+    distance = frechet_distance(pca.encode(real), pca.encode(others))
+    tqdm.write(f"{name:24s}{area:12.3f} +- {error:.3f}{distance:20.2f}{np.median(nearest(codes, z)[0]):25.2f}")
+
 columns = 10
-faces = to_float(held_out[spread(columns, len(held_out))])
 rows = [(name, model.decode(prior.sample(columns, np.random.default_rng(args.seed)))) for name, prior in priors.items()]
-rows.append(("reconstructed", model.reconstruct(faces)))
+rows.append(("reconstructed", model.reconstruct(to_float(held_out[spread(columns, len(held_out))]))))
 pictures.save(args.out / "priors.png", pictures.labelled_rows(rows))
 
 # %% The choice is stored
-# With --prior the choice is written into the checkpoint, and model.sample draws from it wherever the checkpoint is
-# loaded. It fits this decoder alone: training on moves the codes, and saves a checkpoint without it.
+# Lesson 3 has stored a prior in the checkpoint, and --prior stores another; model.sample draws from it wherever the
+# checkpoint is loaded. It fits this decoder alone: training on moves the codes, and saves a checkpoint without it.
 model.prior = stored
 if args.prior:
     model.prior = priors[args.prior]
@@ -141,49 +162,31 @@ if args.prior:
 samples = model.sample(48, np.random.default_rng(args.seed))
 pictures.save(args.out / "samples.png", pictures.grid(samples, 12), scale=2)
 
+# Below a temperature of 1, noise is shorter: faces become alike. Above, it goes where training hardly went.
+rows = [(f"T = {t}", model.sample(10, np.random.default_rng(args.seed), temperature=t)) for t in (0.4, 0.7, 1.0, 1.3)]
+pictures.save(args.out / "temperatures.png", pictures.labelled_rows(rows))
 
 # %% Memorised?
-# If the model had only learned its training faces by heart, a sample would lie right beside one of them. The distance
-# is the root of the mean squared difference of a pixel; |a - b|^2 = |a|^2 - 2 a.b + |b|^2 makes all distances to a part
-# of the training faces one matrix product.
-def nearest(faces):
-    faces = faces.reshape(len(faces), -1)
-    best, index = np.full(len(faces), np.inf), np.zeros(len(faces), int)
-    for start in tqdm(range(0, len(train), 1024), desc="nearest training faces", leave=False):
-        part = to_float(train[start : start + 1024]).reshape(-1, faces.shape[1])
-        squares = (faces**2).sum(axis=1)[:, None] - 2 * faces @ part.T + (part**2).sum(axis=1)
-        closest, where = squares.min(axis=1), squares.argmin(axis=1)
-        closer = closest < best
-        best[closer], index[closer] = closest[closer], start + where[closer]
-    return np.sqrt(np.maximum(best, 0) / faces.shape[1]), index  # rounding may leave a little less than 0
-
-
-distance, index = nearest(samples[:10])
-naive = np.sqrt(np.mean((samples[0] - to_float(train[index[0]])) ** 2))
-assert np.isclose(distance[0], naive, rtol=1e-3, atol=1e-3), "the matrix product must give the distance"
-assert nearest(to_float(train[:1]))[0][0] < 0.01, "a training face is its own nearest, at distance 0"
-rows = [("sample", samples[:10]), ("nearest", np.stack([to_float(train[i]) for i in index]))]
-pictures.save(args.out / "nearest.png", pictures.labelled_rows(rows))
-
-# How near is near? Reconstructions of held-out faces, which nobody can have memorised, give the scale.
-reconstructions = model.reconstruct(to_float(held_out[spread(50, len(held_out))]))
+# And in pixels: is a sample a face that was in the training set? The root of the mean squared difference of a pixel
+# tells how far the nearest one is; reconstructions of held-out faces, which nobody can have memorised, give the scale.
+pixels = model.image_size**2 * 3
+everyone = to_float(some).reshape(-1, pixels)
+reconstructions = model.reconstruct(to_float(held_out[spread(48, len(held_out))]))
 drawn_from = model.prior.name if model.prior else "standard"
-for name, faces in ((f"samples ({drawn_from})", samples), ("reconstructed held-out faces", reconstructions)):
-    print(f"{name}: on average {nearest(faces)[0].mean():.3f} from the nearest training face")
-print(f"{args.out}/standard_samples.png, temperatures.png, aggregate_posterior.png, priors.png, samples.png, "
+for name, those in (("reconstructed held-out faces", reconstructions), (f"samples ({drawn_from})", samples)):
+    distance, index = nearest(those.reshape(-1, pixels), everyone)
+    print(f"{name}: on average {distance.mean() / math.sqrt(pixels):.3f} from the nearest training face")
+assert nearest(everyone[:1], everyone)[0][0] < 0.05 * math.sqrt(pixels), "a training face is its own nearest"
+rows = [("sample", samples[:10]), ("nearest", np.stack([to_float(some[i]) for i in index[:10]]))]
+pictures.save(args.out / "nearest.png", pictures.labelled_rows(rows))
+print(f"{args.out}/standard_samples.png, aggregate_posterior.png, priors.png, samples.png, temperatures.png, "
       "nearest.png")
 
 # %% What you should see
-# Samples that are faces more or less: after ten epochs of toy faces many from N(0, I) are melted, at every temperature:
-# a low one fades them towards the mean face, a high one adds contrast. The variances along principal axes stray from 1
-# in both directions: the prior and the codes do not match. A Gaussian mends most of that: on toy faces it makes codes
-# cheaper by some 30 nats, about the KL divergence above, and far fewer samples are melted. The mixture adds little
-# there, and 2 to 7 nats on real faces, whose codes have more shape than a mean and a covariance. The second VAE finds
-# next to nothing that the Gaussian did not: its posterior collapses, and its row of pictures is nearly the Gaussian's.
-# The nearest training faces are other people. Samples are about as far from them as reconstructions of faces that
-# nobody can have memorised, since a blurred picture is not far from any face; a copy would be at a distance near 0.
+# TODO
 #
 # Exercises
 # 1. Fit a Gaussian to the codes of faces that share an attribute (dataset.column("Smiling")) and sample from it.
 # 2. Give MixturePrior.fit (study/mixture.py) shrinkage=10, then components=3: what of training and held-out codes?
-# 3. Train with --beta 0.2 and come back: how do the mismatch in nats and the samples from the prior change?
+# 3. Two stages (Dai and Wipf 2019): train a second, small VAE of dense layers on whitened codes, and draw faces by
+#    noise -> its decoder -> code -> face. What does its KL term come to, and what does it gain on the Gaussian?

@@ -118,7 +118,8 @@ rows, start = [], time.perf_counter()
 print("beta: at sigma 1/8, the same weight of KL beside the same errors; R^2: the mean over the factors\n"
       f"{'':27s}{'beta':>6s}{'R':>7s}{'D':>7s}{'R + D':>7s}{'PSNR':>9s}{'active':>7s}{'R^2':>7s}")
 for number, (name, choice) in enumerate(RUNS, start=1):
-    settings = Settings(**({"epochs": args.epochs, "likelihood": "gaussian", "sigma": SIGMA, "learning_rate": 3e-3}
+    settings = Settings(**({"epochs": args.epochs, "likelihood": "gaussian", "sigma": SIGMA, "learning_rate": 3e-3,
+                            "beta_warmup_epochs": 1}
                            | choice))
     model = VAE(size, args.channels, args.latent_dim, seed=0)
     trainer = Trainer(model, train, validation, settings)

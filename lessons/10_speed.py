@@ -27,7 +27,7 @@ parser.add_argument("--seconds", type=positive, default=1.0, help="seconds for e
 args = parse(parser)
 if xp is not np:
     raise SystemExit(gpu_timing.measure(args.out, args.seconds))
-IMAGES, SIZE, INPUTS, OUTPUTS = 32, 32, 32, 64  # the second layer of the default model, and what a worker gives it
+IMAGES, SIZE, INPUTS, OUTPUTS = 32, 32, 32, 64  # the second layer of the reference model, and what a worker gives it
 rng = np.random.default_rng(0)
 
 # %% Three products for four

@@ -20,7 +20,7 @@ def run(backend, *command, **variables):
 
 
 # What a process prints: its backend, the library, whether classes give way to others, and what they then are.
-SAYS = ("from vae_np import VAE, backend as b; model = VAE(16, (4, 6), 5); layer = model.encoder.layers[0]; "
+SAYS = ("from vae_np import VAE, backend as b; model = VAE(16, (4, 6), 5); layer = model.encoder.paths[0].layers[0]; "
         "print(b.NAME, b.xp.__name__, bool(b.FASTER), type(model).__module__, type(layer).__module__)")
 NUMPY = ["numpy", "numpy", "True", "vae_np.fast.workers", "vae_np.fast.winograd"]
 

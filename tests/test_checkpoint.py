@@ -1,10 +1,12 @@
 """Checkpoints come back as they were, are written whole, and nothing else is taken for one."""
 
+import json
+
 import numpy as np
 import pytest
 
 from vae_np import VAE
-from vae_np.backend import to_cpu
+from vae_np.backend import to_cpu, to_device
 from vae_np.disk.files import hold
 from vae_np.disk.sealed import seal
 from vae_np.errors import CheckpointError
@@ -30,7 +32,7 @@ def write(path, **arrays):
     (lambda path: write(path, values=np.arange(3)), "is damaged or no checkpoint"),
     (lambda path: write(path, info=np.array("no json")), "is damaged or no checkpoint"),
     (lambda path: write(path, info=np.array("[1]")), "is damaged or no checkpoint"),
-    (lambda path: write(path, info=np.array('{"format_version": 99}')), "has format version 99, this program reads"),
+    (lambda path: write(path, info=np.array('{"format_version": 99}')), "version 99, this program reads 3 and 4"),
 ])
 def test_anything_else_is_refused_in_one_line(tmp_path, damage, complaint):
     path = tmp_path / "checkpoint.npz"
@@ -65,7 +67,7 @@ def fitted(name, seed=0):
     """A prior of this kind, fitted to clouds of 5 dimensions that are nowhere near N(0, I)."""
     rng = np.random.default_rng(seed)
     mu = 2 + 3 * rng.standard_normal((60, 5), dtype=np.float32)
-    few = {"two-stage": {"epochs": 1}, "mixture": {"components": 3, "max_steps": 3}}.get(name, {})
+    few = {"flow": {"epochs": 1}, "mixture": {"components": 3, "max_steps": 3}}.get(name, {})
     return prior_kind(name).fit(mu, np.zeros_like(mu), rng, **few)
 
 
@@ -75,6 +77,19 @@ def trained(tmp_path):
     model = VAE(**SMALL, seed=3)
     save_training(tmp_path / "a.npz", model)
     return model, tmp_path / "a.npz"
+
+
+def test_a_checkpoint_of_format_3_computes_what_it_did(tmp_path, rng):
+    path, model = tmp_path / "a.npz", VAE(**SMALL, seed=3, centred=False, shortcut=False, steady=False)
+    save_training(path, model)
+    arrays, info = checkpoint.load(path)
+    info |= {"format_version": 3, "model": SMALL, "variance": 0.0}
+    path.write_bytes(seal({"info": np.array(json.dumps(info)), **arrays}))
+    x, loaded = rng.random((2, 16, 16, 3), dtype=np.float32), checkpoint.load_model(path)[0]
+    assert [len(network.paths) for network in (loaded.encoder, loaded.decoder)] == [1, 1]
+    np.testing.assert_array_equal(loaded.reconstruct(x), model.reconstruct(x))
+    h = loaded.encoder.paths[0].forward(to_device(x))
+    np.testing.assert_allclose(loaded.encode(x)[0], to_cpu(h)[:, :5], rtol=1e-5, atol=1e-6)
 
 
 VALUES = to_cpu(VAE(**SMALL).values)
@@ -96,13 +111,11 @@ NO_MODEL = "does not hold a model of this program"
     ("gaussian", "prior_covariance", -np.eye(5), "must be positive definite"),
     ("gaussian", "prior", "mixture", "its prior 'mixture' consists of"),
     ("gaussian", "prior", "standard", "its prior 'standard' consists of"),
-    ("gaussian", "prior", "flow", "its prior 'flow' is unknown"),
     ("gaussian", "prior", ["gaussian"], NO_MODEL),
-    ("gaussian", "prior", None, "its prior None is unknown"),
     ("mixture", "prior_weights", np.full(2, 0.5), "weights above 0 whose sum is 1"),
     ("mixture", "prior_weights", np.full(3, 0.5), "weights above 0 whose sum is 1"),
-    ("two-stage", "prior_values", np.zeros(7, "float32"), r"values is float32 \(7,\) where float32"),
-    ("two-stage", "prior_sigma", np.float64(0), "sigma is a standard deviation and must be above 0"),
+    ("flow", "prior_values", np.zeros(7, "float32"), r"values is float32 \(7,\) where float32"),
+    ("flow", "prior_covariance", -np.eye(5), "must be positive definite"),
 ])
 def test_a_model_or_a_prior_that_does_not_fit_is_refused(trained, kind, name, value, complaint):
     model, path = trained
@@ -144,13 +157,31 @@ def test_a_model_and_a_stored_prior_are_loaded_bit_for_bit_and_draw_the_same_fac
     assert np.array_equal(faces, plain) == (name == "standard"), "without a prior it is the standard one"
 
 
+def test_a_prior_that_is_no_longer_known_is_left_out_with_a_note_and_another_takes_its_place(trained, capsys):
+    model, path = trained
+    arrays, info = checkpoint.load(path)
+    sigma = {"prior_sigma": np.float64(0.5)}
+    checkpoint.save(path, arrays | sigma, {**info, "prior": "two-stage"})
+    loaded, *_ = checkpoint.load_model(path)
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    for part in (str(path), "'two-stage', is not known", "samples come from N(0, I)", "05_sample.py --prior"):
+        assert part in line
+    assert loaded.prior is None
+    np.testing.assert_array_equal(to_cpu(loaded.values), to_cpu(model.values))
+    loaded.prior = fitted("gaussian")
+    checkpoint.store_prior(path, loaded)
+    assert checkpoint.load_model(path)[0].prior.name == "gaussian"
+    assert not capsys.readouterr().err
+
+
 def test_a_new_prior_takes_the_place_of_the_old_one_and_training_on_drops_it(ramps, tmp_path):
     path, settings = tmp_path / "a.npz", Settings(epochs=1, batch_size=8)
     images = ramps.split("train"), ramps.split("validation")
     trainer = Trainer(VAE(**SMALL), *images, settings, ramps.description)
     trainer.save(path)
     names = set(checkpoint.load(path)[0])
-    for name in ("two-stage", "mixture", "standard", "gaussian"):
+    for name in ("flow", "mixture", "standard", "gaussian"):
         trainer.model.prior = fitted(name)
         checkpoint.store_prior(path, trainer.model)
         assert set(checkpoint.load(path)[0]) == names | {"prior_" + key for key in trainer.model.prior.arrays}
@@ -179,4 +210,4 @@ def test_a_prior_is_not_stored_beside_other_parameters_or_while_a_training_is_at
 
 
 def test_priors_go_by_the_names_that_checkpoints_hold():
-    assert list(PRIORS) == ["standard", "gaussian", "mixture", "two-stage"]
+    assert list(PRIORS) == ["standard", "gaussian", "mixture", "flow"]

@@ -71,10 +71,10 @@ def likelihood(make):
         judge = make()
         for count in (3, 2):
             logits, x = 3 * draw(count, 4, 6, 3), draw.images(count, 4, 6, 3)
-            yield from (*judge(logits, x), judge.log_likelihood(logits, x))
-            yield from (logits, x)
-        judge.settle()
-        yield from [] if judge.sigma is None else [judge.sigma]
+            recon, dlogits = judge(logits, x)
+            judge.follow(recon, x)
+            yield from (recon, dlogits, judge.log_likelihood(logits, x), logits, x)
+            yield from [] if judge.sigma is None else [judge.sigma]
     return example
 
 

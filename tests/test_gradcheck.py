@@ -70,7 +70,8 @@ def test_no_layer_and_no_likelihood_is_forgotten():
     for module in pkgutil.iter_modules(vae_np.__path__, "vae_np."):
         importlib.import_module(module.name)  # a layer exists only once its module is imported
     kinds = {kind.__name__ for kind in layer_kinds()}
-    assert kinds == {"Dense", "Conv2d", "ConvTranspose2d", "LeakyReLU", "Reshape", "Sequential"}
+    assert kinds == {"Dense", "Conv2d", "ConvTranspose2d", "Enlarge", "LeakyReLU", "Reshape", "Sequential", "Shrink",
+                     "Sum"}
     likelihoods = {kind.__name__ for kind in LIKELIHOODS.values()}
     assert kinds | likelihoods | {"KL", "Reparameterization", "ELBO", "FreeBits"} <= all_checks().keys()
 

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "vae_np"
-CORE = {"errors", "backend", "layers", "conv", "losses", "vae", "gradcheck", "optim", "train"}
+CORE = {"errors", "backend", "layers", "conv", "losses", "network", "vae", "gradcheck", "optim", "train"}
 ALLOWED = {"vae_np": {"core"}, "fast": {"core", "fast"}, "disk": {"core", "disk"},
            "study": {"core", "fast", "disk", "study"}, "run": {"core", "fast", "disk", "study", "run"}}
 

@@ -31,7 +31,8 @@ from vae_np.train import Settings
 KILLS = int(os.environ.get("VAE_KILLS", "6"))
 LESSON = Path(__file__).parent.parent / "lessons" / "03_train.py"
 STEPS = 5  # of an epoch: 24 images in batches of 5
-FLAGS = ["--data", "faces", "--out", "run", "--batch-size", "5", "--channels", "6", "8", "--latent-dim", "5"]
+FLAGS = ["--data", "faces", "--out", "run", "--batch-size", "5", "--channels", "6", "8", "--latent-dim", "5",
+         "--prior", "standard"]
 PATIENCE = 120  # seconds after which a process hangs
 TRACED = train_module.__file__  # whose every place is interrupted
 signals = pytest.mark.skipif(os.name != "posix", reason="Windows ends a process that it sends a signal to")
@@ -68,6 +69,7 @@ def saved(trainer, path):
 
 def contents(path):
     arrays, info = checkpoint.load(path)
+    info.pop("prior", None)  # which the lesson adds at its end
     for row in info["history"]:
         assert row.pop("images_per_second") >= 0  # 0 where all steps were done before it was stopped
     return info | {name: (array.dtype, array.shape, array.tobytes()) for name, array in arrays.items()}
@@ -186,7 +188,7 @@ def fail(error):
 def ctrl_c(*args):
     signal.raise_signal(signal.SIGINT)
 
-figures.plot_losses = pictures.save = lambda path, *args, **kwargs: Path(path).touch()
+figures.plot_losses = figures.plot_directions = pictures.save = lambda path, *args, **kwargs: Path(path).touch()
 workers.available_cores = lambda: 2
 when(trainer.Trainer, "step", None, lambda self, x: print("step", self.adam.step, flush=True), after=True)
 when(trainer.Trainer, "save", None, lambda *args: print("saved", flush=True), after=True)
@@ -274,7 +276,7 @@ def test_killed_at_any_time_training_ends_with_the_bits_of_a_run_that_was_not(ro
     straight = finish(trainer_for(Dataset(room / "faces"), epochs=epochs, likelihood="calibrated"))
     assert_same(saved(straight, room / "straight.npz"), contents(path))
     assert {entry.name for entry in path.parent.iterdir()} - {".lock"} == {
-        "checkpoint.npz", "history.csv", "losses.png", "progress.png"}  # fmt: skip
+        "checkpoint.npz", "history.csv", "losses.png", "progress.png", "directions.png"}  # fmt: skip
     assert len((path.parent / "history.csv").read_text(encoding="utf-8").splitlines()) == 1 + epochs
 
 
@@ -311,7 +313,7 @@ def test_a_signal_lets_the_step_end_saves_and_says_how_to_go_on(room, number, st
 
 PATH = Path("run/checkpoint.npz")
 GO_ON = (f"interrupted: {PATH} holds what was done; go on with: python lessons/03_train.py --resume --out run "
-         "--save-every 2")
+         "--prior standard --save-every 2")
 AS_IT_WAS = "the last checkpoint is as it was; try a lower learning rate"
 # The lesson shows Adam with 4 steps of its own, so this is between the update of the parameters and the end of step 4,
 # where there is half a step.

@@ -19,7 +19,7 @@ from PIL import Image
 
 from vae_np import backend
 from vae_np.disk.dataset import Dataset
-from vae_np.losses import Bernoulli
+from vae_np.losses import likelihood_of
 from vae_np.run import checkpoint
 from vae_np.study.metrics import evaluate
 
@@ -91,7 +91,8 @@ def room(tmp_path_factory):
     """A folder with a small dataset and a model that lesson 3 has trained on it, and things that do not fit."""
     folder = tmp_path_factory.mktemp("room")
     write_dataset(folder / "faces", train=40, validation=10, test=12)
-    output = succeed("03_train.py", "--data", "faces", *SMALL, "--epochs", 4, "--lr", 0.02, cwd=folder)
+    output = succeed("03_train.py", "--data", "faces", *SMALL, "--epochs", 4, "--lr", 0.02, "--prior", "gaussian",
+                     cwd=folder)
     (folder / "output.txt").write_text(output, encoding="utf-8")
     write_dataset(folder / "large", size=24)
     write_dataset(folder / "five", test=5)
@@ -135,7 +136,7 @@ def test_lesson_2_plants_bugs_and_lists_them(tmp_path, here):
 
 def test_lesson_3(room):
     out = room / "runs/03_train"
-    assert pictures_in(out) == {"losses.png", "progress.png"}
+    assert pictures_in(out) == {"losses.png", "progress.png", "directions.png"}
     with open(out / "history.csv", newline="", encoding="utf-8") as file:
         history = list(csv.DictReader(file))
     assert list(history[0]) == ["epoch", "loss", "recon", "kl", "beta", "val_loss", "val_recon", "val_kl", "val_psnr",
@@ -154,8 +155,8 @@ def test_lesson_4(room):
     assert pictures_in(out) == {"reconstructions.png", "kl_by_dimension.png"}
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert (metrics["split"], metrics["images"]) == ("test", 12)
-    model, _, _ = checkpoint.load_model(room / "runs/03_train/checkpoint.npz")
-    figures = evaluate(model, Dataset(room / "faces").split("test"), Bernoulli())
+    model, _, info = checkpoint.load_model(room / "runs/03_train/checkpoint.npz")
+    figures = evaluate(model, Dataset(room / "faces").split("test"), likelihood_of(**info["likelihood"]))
     assert [metrics[name] for name in ("recon", "kl", "psnr")] == [
         pytest.approx(figures[name], rel=1e-4) for name in ("recon", "kl", "psnr")]
     assert metrics["negative_elbo"] == pytest.approx(metrics["recon"] + metrics["kl"])
@@ -181,7 +182,7 @@ def test_lesson_5_stores_the_prior_that_is_asked_for_and_uses_it_from_then_on(ro
     assert len(set(samples.values())) == 2
     assert "|| N(0, I)):" in output
     table = re.findall(r"^(\S+) +(-?[\d.]+) +(-?[\d.]+) +(-?[\d.]+) +[\d.]+$", output, re.MULTILINE)
-    assert [name for name, *_ in table] == ["standard", "gaussian", "mixture", "two-stage"]
+    assert [name for name, *_ in table] == ["standard", "gaussian", "mixture", "flow"]
     totals = [float(density) + float(kl) for _, _, density, kl in table]
     assert totals == pytest.approx([totals[0]] * 4, abs=0.03)  # minus E log q(z | x), whatever the prior
     assert pictures_in(tmp_path / "out") == {"standard_samples.png", "temperatures.png", "aggregate_posterior.png",
@@ -279,7 +280,7 @@ REFUSED = [
     ("03_train.py --free-bits nan", 2, "free_bits must be 0 or more, not nan"),
     ("03_train.py --seed -1", 2, "argument --seed: -1 is not between 0 and"),
     ("04_reconstruct.py --limit 0", 2, "argument --limit: 0 is not between 1 and 999,999"),
-    ("05_sample.py --prior flow", 2, "argument --prior: invalid choice: 'flow'"),
+    ("05_sample.py --prior two-stage", 2, "argument --prior: invalid choice: 'two-stage'"),
     ("06_interpolate.py --steps 1", 2, "argument --steps: 1 is not between 2 and 999"),
     ("10_speed.py --seconds 0", 2, "argument --seconds: '0' is not a number above 0"),
     ("01_data.py --data one", 1, "error: this lesson needs 20 training images or more, and there are 1"),

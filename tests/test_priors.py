@@ -116,6 +116,6 @@ def test_loading_a_checkpoint_imports_the_prior_that_it_holds_and_no_other(tmp_p
     program = ("import sys; from vae_np.run.checkpoint import load_model\n"
                "for path in sys.argv[1:]:\n"
                "    load_model(path)\n"
-               "    print(*('vae_np.study.' + name in sys.modules for name in ('mixture', 'two_stage')))")
+               "    print(*('vae_np.study.' + name in sys.modules for name in ('mixture', 'flow')))")
     result = subprocess.run([sys.executable, "-c", program, *paths], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines() == ["False False", "True False"]

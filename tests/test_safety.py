@@ -45,7 +45,7 @@ def watch(event, arguments):
 
 sys.addaudithook(watch)
 if "data_tools.toy_faces" in sys.orig_argv and "--count" not in sys.orig_argv:
-    sys.argv += ["--count", "40", "--size", "16"]  # where a lesson draws 6,000 of 64x64
+    sys.argv += ["--count", "96", "--size", "16"]  # where a lesson draws thousands of 64x64
 """
 
 
@@ -85,7 +85,7 @@ for command in commands:
 COMMANDS = """\
 01_data.py --components 8
 02_model.py --image-size 16 --channels 4 --latent-dim 3
-03_train.py --epochs 1 --channels 4 8 --latent-dim 5 --save-every 1
+03_train.py --epochs 1 --channels 4 8 --latent-dim 5 --save-every 1 --prior gaussian
 04_reconstruct.py
 05_sample.py
 06_interpolate.py --steps 2 --pairs 1

@@ -193,22 +193,21 @@ def test_looking_leaves_training_as_it_was_and_shows_the_same_faces_and_noise_on
     assert looked_at.threads == (2 if NAME == "numpy" else 1)
 
 
-def test_calibrated_sigma_is_that_of_all_training_images_of_the_epoch_so_far(ramps, tmp_path):
-    trainer, sigmas, path = trainer_for(ramps, likelihood="calibrated", batch_size=10), [], tmp_path / "a.npz"
-
-    def so_far():
-        return pytest.approx(math.sqrt(np.mean(np.square(sigmas))), rel=1e-6)
+def test_sigma_follows_the_errors_of_training_steps_and_of_nothing_else(ramps, tmp_path):
+    trainer, path = trainer_for(ramps, likelihood="calibrated", batch_size=10), tmp_path / "a.npz"
+    expected, pixels = [trainer.likelihood.sigma], 16 * 16 * 3
 
     def after_step():
-        sigmas.extend([float(trainer.likelihood.sigma)] * (4 if len(sigmas) == 20 else 10))
+        variance, (recon, *_) = expected[-1] ** 2, trainer.terms[-1] if trainer.terms else trainer.waiting[-1]
+        error = variance * (2 * float(recon) / pixels - math.log(2 * math.pi * variance))
+        expected.append(math.sqrt(0.9 * variance + 0.1 * error))
+        assert float(trainer.likelihood.sigma) == pytest.approx(expected[-1], rel=1e-5)
         trainer.save(path)
-        assert checkpoint.load_model(path)[2]["likelihood"]["sigma"] == so_far()
+        assert checkpoint.load_model(path)[2]["likelihood"]["sigma"] == float(trainer.likelihood.sigma)
 
-    trainer.train_epoch(after_step)
-    assert float(trainer.likelihood.sigma) == so_far()
-    assert float(trainer.likelihood.sigma) != pytest.approx(sigmas[-1], rel=1e-3)
-    evaluate(trainer.model, trainer.validation_images, trainer.likelihood)
-    assert float(trainer.likelihood.sigma) == so_far(), "evaluation must not calibrate on held-out images"
+    row = trainer.train_epoch(after_step)
+    assert len(expected) == 4
+    assert row["sigma"] == float(trainer.likelihood.sigma) == pytest.approx(expected[-1], rel=1e-5), "not of evaluation"
 
 
 def test_noise_is_new_in_every_step_and_is_not_that_of_the_weights(ramps):
@@ -280,14 +279,14 @@ def test_free_bits_minimise_what_they_say_whatever_the_threads(ramps):
     """The step's gradient and loss, with the whole batch at once as the second opinion."""
     x, seen = to_device(to_float(ramps.split("train")[:24])), []
     for threads in (1, 3):
-        trainer = trainer_for(ramps, threads, batch_size=24, beta=0.5, beta_warmup_epochs=0, free_bits=0.02)
+        trainer = trainer_for(ramps, threads, batch_size=24, beta=0.5, beta_warmup_epochs=0, free_bits=0.6)
         model, eps = trainer.model, np.random.default_rng([0, 1]).standard_normal((24, 4), dtype=np.float32)
         _, mu, log_var = model.forward(x, to_device(eps))
         each = kl_per_dimension(mu, log_var)
-        assert 0 < (to_cpu(each) > 0.02).sum() < 4, "some latents are above their free bits, some below"
-        weights = 0.5 * (each > 0.02).astype(xp.float32)
+        assert 0 < (to_cpu(each) > 0.6).sum() < 4, "some latents are above their free bits, some below"
+        weights = 0.5 * (each > 0.6).astype(xp.float32)
         recon, kl = model.loss_and_gradient(x, to_device(eps), trainer.likelihood, weights)
-        expected, cost = to_cpu(model.grads).copy(), np.maximum(to_cpu(each), 0.02).sum()
+        expected, cost = to_cpu(model.grads).copy(), np.maximum(to_cpu(each), 0.6).sum()
         trainer.adam.update = lambda rate, model=model: seen.append(to_cpu(model.grads).copy())
         terms = trainer.step(x)
         assert relative_error(seen[-1], expected) < 1e-5
@@ -353,3 +352,30 @@ def test_batches_follow_the_order_but_are_sorted_inside(order):
     for batch, expected in zip(found, rows, strict=True):
         assert batch.dtype == np.float32
         np.testing.assert_array_equal(batch, to_float(images[expected]))
+
+
+def test_about_half_of_the_images_are_mirrored_anew_in_each_epoch_and_none_without_a_generator():
+    images = np.arange(200, dtype=np.uint8).reshape(100, 1, 2, 1)  # a pixel of an even number left of an odd one
+    images = images.repeat(3, axis=3)
+    rng, order = np.random.default_rng(0), np.arange(100)
+    seen = [np.rint(255 * np.concatenate([to_cpu(x) for x in batches(images, 8, order, rng)])) for _ in range(50)]
+    for pixels in seen:
+        np.testing.assert_array_equal(np.sort(pixels, axis=2), images)
+        assert pixels.dtype == np.float32
+    mirrored = np.array([pixels[:, 0, 0, 0] % 2 == 1 for pixels in seen])
+    deviation = math.sqrt(50 / 4)
+    assert np.abs(mirrored.sum(axis=0) - 25).max() < 4.5 * deviation, "each image"
+    assert abs(mirrored.sum() - 2500) < 4.5 * math.sqrt(5000 / 4)
+    assert_uncorrelated(mirrored[0].astype(float), mirrored[1].astype(float))
+    np.testing.assert_array_equal(np.rint(255 * to_cpu(next(batches(images, 100, order)))), images)
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_training_mirrors_unless_told_not_to(ramps, mirror):
+    trainer, seen = trainer_for(ramps, mirror=mirror, batch_size=24), []
+    trainer.step = lambda x: seen.append(to_cpu(x))
+    list(trainer.steps())
+    images = to_float(ramps.split("train"))
+    as_is, turned = ((seen[0] == x).all(axis=(1, 2, 3)) for x in (images, images[:, :, ::-1]))
+    assert (as_is | turned).all()
+    assert as_is.all() == (not mirror) and turned.any() == mirror

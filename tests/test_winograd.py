@@ -12,6 +12,7 @@ from vae_np.fast import winograd
 from vae_np.fast.arrays import FastConv2d, FastConvTranspose2d, Workspace
 from vae_np.fast.winograd import GROUP, WinogradConv2d, WinogradConvTranspose2d
 from vae_np.gradcheck import relative_error
+from vae_np.run.benchmark import REFERENCE
 
 pytestmark = pytest.mark.skipif(backend.NAME == "cupy", reason="a GPU takes 16 products")
 # Each with the layer that only unfolds, and the rows or columns of its input that make a tile.
@@ -112,10 +113,10 @@ def test_each_product_multiplies_nine_times_where_unfold_multiplies_sixteen_time
     assert [16 * count for count in counts[:3]] == [9 * count for count in counts[3:]]  # y, and both gradients
 
 
-def test_six_layers_of_the_default_model_take_the_fast_path_and_its_two_ends_of_3_channels_do_not():
-    model = VAE()
+def test_six_layers_of_the_reference_model_take_the_fast_path_and_its_two_ends_of_3_channels_do_not():
+    model = VAE(**REFERENCE)
     model.forward(np.zeros((1, 64, 64, 3), np.float32), np.zeros((1, 128), np.float32))
-    fast = [layer.way is layer.winograd for layer in (*model.encoder.layers, *model.decoder.layers)
+    fast = [layer.way is layer.winograd for layer in (*model.encoder.paths[0].layers, *model.decoder.paths[0].layers)
             if isinstance(layer, (Conv2d, ConvTranspose2d))]
     assert fast == [False, True, True, True, True, True, True, False]
 

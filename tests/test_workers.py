@@ -41,8 +41,7 @@ def test_equals_the_whole_batch(task, threads, shard, name, monkeypatch):
             terms = function(model, x[:count], eps[:count], likelihood, beta=0.7)
             found.append([*map(float, terms), *to_cpu(model.grads).tolist()])
         np.testing.assert_allclose(*found, rtol=1e-8, atol=1e-10)
-    for one, other in ((split.sigma, whole.sigma), (split.variance, whole.variance), (split.images, whole.images)):
-        assert one is other or float(one) == pytest.approx(float(other), rel=1e-10)
+    assert repr(split) == repr(whole) == repr(LIKELIHOODS[name]()), "no shard may calibrate for the others"
     np.testing.assert_allclose(to_cpu(model.latent_kl(x)), to_cpu(VAE.latent_kl(model, x)), rtol=1e-10)
 
 
@@ -60,7 +59,7 @@ def test_the_bits_are_the_same_however_long_each_shard_takes(task, threads, name
 
         replica.forward = held_up
     for seed in range(4):
-        durations[:] = np.random.default_rng(seed).choice([0, 0.01], 7 * (1 + (name == "calibrated")))
+        durations[:] = np.random.default_rng(seed).choice([0, 0.01], 7)
         terms = model.loss_and_gradient(x, eps, LIKELIHOODS[name]())
         bits.add((*map(float, terms), to_cpu(model.grads).tobytes()))
         assert not durations

@@ -1,7 +1,7 @@
 """vae_np: a convolutional variational autoencoder for faces in NumPy, every gradient by hand.
 
-The lecture is the nine files beside this one, to be read in this order: errors, backend, layers, conv, losses, vae,
-gradcheck, optim, train. They know nothing of fast/, disk/, study/ and run/.
+The lecture is the ten files beside this one, to be read in this order: errors, backend, layers, conv, losses, network,
+vae, gradcheck, optim, train. They know nothing of fast/, disk/, study/ and run/.
 """
 
 from vae_np import backend, fast

@@ -1,6 +1,6 @@
 """The one switch: the environment variable VAE_BACKEND says what computes.
 
-    plain    the nine files of the lecture, as they are read, on NumPy: slowly, for a debugger
+    plain    the ten files of the lecture, as they are read, on NumPy: slowly, for a debugger
     numpy    the same, sooner: some classes give way to subclasses in vae_np/fast; this is the default
     cupy     that on a GPU: xp is CuPy
 
@@ -25,7 +25,7 @@ if NAME == "cupy":
 else:
     xp = np
 
-# The seam: {Conv2d: fast.arrays.Conv2d, ...}, classes of the nine files and subclasses that compute the same, up to
+# The seam: {Conv2d: fast.arrays.Conv2d, ...}, classes of the ten files and subclasses that compute the same, up to
 # rounding, sooner. vae_np/__init__.py fills it, but leaves it empty under VAE_BACKEND=plain.
 FASTER = {}
 

@@ -1,8 +1,8 @@
-"""Conv2d and ConvTranspose2d: unfold -> matmul -> fold.
+"""Layers of images: Conv2d and ConvTranspose2d, unfold -> matmul -> fold; Shrink and Enlarge.
 
 Images are (N, H, W, C). `unfold` lays every patch that a kernel sees out as one row of a matrix, so that a convolution
 is a matrix product; `fold` is its adjoint and adds each row back where unfold took it from. A transposed convolution is
-a convolution read backwards. Both layers are made of the same two functions, with the roles swapped.
+a convolution read backwards. Both are made of the same two functions, with the roles swapped.
 """
 
 from vae_np.backend import xp
@@ -154,3 +154,47 @@ class ConvTranspose2d(Convolution):
         self.weight.grad[...] = (d.T @ self.x).reshape(self.weight.value.shape)
         self.bias.grad[...] = sum_rows(dy)
         return (d @ self.weight.value.reshape(-1, self.inputs)).reshape(self.input_shape)
+
+
+class Shrink(Layer):
+    """Average over blocks of factor x factor pixels: x (N, H, W, C) -> y (N, H / factor, W / factor, C).
+
+        backward   dx = dy / factor^2, repeated for each pixel of the block
+    """
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def forward(self, x):
+        return blocks(x, self.factor).mean(axis=2).mean(axis=3)
+
+    def backward(self, dy):
+        return repeated(dy / self.factor**2, self.factor)
+
+
+class Enlarge(Layer):
+    """Repeat each pixel, for a block of factor x factor pixels: x (N, H, W, C) -> y (N, H * factor, W * factor, C).
+
+        backward   dx = sum of dy over the block
+    """
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def forward(self, x):
+        return repeated(x, self.factor)
+
+    def backward(self, dy):
+        return blocks(dy, self.factor).sum(axis=2).sum(axis=3)
+
+
+def blocks(x, factor):
+    """A view of images (N, H, W, C) as blocks: (N, H / factor, factor, W / factor, factor, C)."""
+    n, h, w, c = x.shape
+    return x.reshape(n, h // factor, factor, w // factor, factor, c)
+
+
+def repeated(x, factor):
+    """Images (N, H, W, C) with every pixel factor times in both directions: (N, H * factor, W * factor, C)."""
+    n, h, w, c = x.shape
+    return xp.broadcast_to(x[:, :, None, :, None], (n, h, factor, w, factor, c)).reshape(n, h * factor, w * factor, c)

@@ -1,4 +1,4 @@
-"""Parameter, Layer and the layers without a convolution: Dense, LeakyReLU, Reshape, Sequential.
+"""Parameter, Layer and the layers without a convolution: Dense, LeakyReLU, Reshape, Sequential, Sum.
 
 A layer is a map and its adjoint: forward(x) -> y keeps what backward(dy) -> dx needs. dy is the gradient of the loss
 with respect to y, dx the one with respect to x. backward overwrites the gradients of the layer's parameters (it does
@@ -77,7 +77,8 @@ class Layer(Replaceable):
 
     def backward_parameters(self, dy):
         """As backward, but without dL/dx, which nobody needs of a first layer; some layers save work by it."""
-        self.backward(dy)
+        if self.parameters:
+            self.backward(dy)
 
     def __repr__(self):
         return f"{type(self).__name__}()"
@@ -86,23 +87,27 @@ class Layer(Replaceable):
 class Dense(Layer):
     """Multiply by a matrix and add a bias: x (N, I) -> y (N, O).
 
-        forward    y = x W + b
-        backward   dW = x^T dy     db = sum of dy over N     dx = dy W^T
+        forward    y = rate x W + b
+        backward   dW = rate x^T dy     db = sum of dy over N     dx = rate dy W^T
+
+    W is drawn 1 / rate as large, so that a rate changes nothing but what is learned: Adam moves all weights by about
+    the learning rate, and y, a sum of many inputs, by `rate` as much as it would (Karras et al. 2018, section 4.1).
     """
 
-    def __init__(self, inputs, outputs, rng, gain=1.0, dtype="float32"):
-        self.weight = Parameter("weight", random_weight(rng, (inputs, outputs), inputs, gain, dtype))
+    def __init__(self, inputs, outputs, rng, gain=1.0, dtype="float32", rate=1.0):
+        self.rate = rate
+        self.weight = Parameter("weight", random_weight(rng, (inputs, outputs), inputs, gain / rate, dtype))
         self.bias = Parameter("bias", xp.zeros(outputs, dtype))
         self.parameters = (self.weight, self.bias)
 
     def forward(self, x):
-        self.x = x
-        return x @ self.weight.value + self.bias.value
+        self.x = self.rate * x
+        return self.x @ self.weight.value + self.bias.value
 
     def backward(self, dy):
         xp.matmul(self.x.T, dy, out=self.weight.grad)
         self.bias.grad[...] = sum_rows(dy)
-        return dy @ self.weight.value.T
+        return self.rate * dy @ self.weight.value.T
 
     def __repr__(self):
         return "Dense({} -> {})".format(*self.weight.value.shape)
@@ -152,6 +157,30 @@ class Reshape(Layer):
 
     def __repr__(self):
         return f"Reshape{self.shape}"
+
+
+class Sum(Layer):
+    """Paths side by side: each is given x, and y is the sum of what they return.
+
+        backward   dx = sum of the paths' dx
+    """
+
+    def __init__(self, *paths):
+        self.paths = paths
+        self.parameters = tuple(parameter for path in paths for parameter in path.parameters)
+
+    def forward(self, x):
+        return sum(path.forward(x) for path in self.paths)
+
+    def backward(self, dy):
+        return sum(path.backward(dy) for path in self.paths)
+
+    def backward_parameters(self, dy):
+        for path in self.paths:
+            path.backward_parameters(dy)
+
+    def __repr__(self):
+        return "Sum(\n" + "".join(f"  {path!r}\n" for path in self.paths) + ")"
 
 
 class Sequential(Layer):

@@ -36,17 +36,9 @@ class Likelihood(Replaceable):
     """
 
     sigma = None  # the standard deviation of a pixel channel, where there is one
-    calibrated = False  # whether each batch has a sigma of its own
-    variance, images = 0.0, 0  # sum of sigma^2 over the images since `settle`, and how many they are, where it varies
 
-    @property
-    def settled(self):
-        """The sigma to judge with: the root of the mean of sigma^2 over the images since `settle`."""
-        return xp.sqrt(self.variance / self.images) if self.images else self.sigma
-
-    def settle(self):
-        """To be called at the end of an epoch, before held-out images are judged: sigma is that of the whole epoch."""
-        self.sigma, self.variance, self.images = self.settled, 0.0, 0
+    def follow(self, recon, x):
+        """To be called after each step, with the recon of its images x: what is calibrated is calibrated here."""
 
     def __repr__(self):
         sigma = "" if self.sigma is None else f"sigma={float(self.sigma):.4g}"
@@ -97,14 +89,10 @@ class Gaussian(Likelihood):
         error = mean - x
         return (error * error).sum(), error * mean * (1 - mean)
 
-    def sigma_for(self, squares, x):
-        """The sigma for a batch x whose squared errors sum up to squares: here the same one for all."""
-        return self.sigma
-
     def __call__(self, logits, x):
         """The loss of a batch, and its gradient; see Likelihood."""
         squares, dlogits = self.squared_error(logits, x)
-        variance = self.sigma_for(squares, x).astype(x.dtype) ** 2
+        variance = self.sigma.astype(x.dtype) ** 2
         recon = (squares / variance + x.size * xp.log(2 * math.pi * variance)) / (2 * len(x))
         return recon, dlogits / (len(x) * variance)
 
@@ -115,26 +103,27 @@ class Gaussian(Likelihood):
 
 
 class CalibratedGaussian(Gaussian):
-    """A Gaussian whose sigma is the best one for the batch at hand: sigma^2 = mean of (x - m)^2 over the batch.
+    """A Gaussian whose sigma follows the errors: sigma^2 is a running mean of (x - m)^2, over some ten batches.
 
-    This is sigma-VAE (Rybkin, Daniilidis and Levine 2021). At the optimum the derivative of recon with respect to sigma
-    is 0, so the gradient with respect to the logits is the one of a Gaussian whose sigma is held fixed at that value.
-    Held-out images are judged with the sigma of training, the root of the mean of sigma^2 over an epoch; to fit it to
-    the images that it is judged on would flatter.
+        sigma^2  <-  sigma^2 + 0.1 [mean of (x - m)^2 - sigma^2]      after each step
+
+    Where d recon / d sigma = 0, sigma^2 is the mean of (x - m)^2: so errors cost as much as they are improbable, and
+    nobody has to choose (sigma-VAE, Rybkin, Daniilidis and Levine 2021, who take the mean over the batch at hand; a
+    running mean is known before the batch is). The gradient is that of a Gaussian with the sigma of the moment.
     """
 
-    name, calibrated = "calibrated", True
+    name = "calibrated"
     # Where the model is perfect, sigma would be 0 and recon minus infinity; 8-bit images are rounded to 1/255 anyway.
     smallest_sigma = 1 / 255
 
-    def __init__(self, sigma=0.2):
+    def __init__(self, sigma=0.3):
         super().__init__(sigma)
 
-    def sigma_for(self, squares, x):
-        """Calibrate: the best sigma for the batch, which is remembered."""
-        self.sigma = xp.maximum(xp.sqrt(squares / x.size), self.smallest_sigma)
-        self.variance, self.images = self.variance + self.sigma**2 * len(x), self.images + len(x)
-        return self.sigma
+    def follow(self, recon, x):
+        """Take a step towards the errors of images x, which their recon tells: solve its formula for (x - m)^2."""
+        variance = self.sigma**2
+        error = variance * (2 * recon * len(x) / x.size - xp.log(2 * math.pi * variance))
+        self.sigma = xp.maximum(xp.sqrt(variance + 0.1 * (error - variance)), self.smallest_sigma)
 
     def __repr__(self):
         return f"CalibratedGaussian(sigma={float(self.sigma):.4g})"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vae_np.backend import to_device
+from vae_np.backend import to_device, xp
 from vae_np.errors import InputError
 from vae_np.losses import LIKELIHOODS, free_bits, likelihood_of
 from vae_np.optim import Adam, beta_at, clip_gradient, cyclical_beta_at, learning_rate_at
@@ -20,18 +20,19 @@ class Settings:
 
     epochs: int = 10
     batch_size: int = 32
-    learning_rate: float = 2e-3  # the peak, reached after warmup_steps
+    learning_rate: float = 4e-3  # the peak, reached after warmup_steps
     final_rate_fraction: float = 0.05  # of the peak: where the cosine of the learning rate ends
     warmup_steps: int = 100  # a tenth of all steps at the most
     beta: float = 1.0
-    beta_warmup_epochs: float = 1.0
+    beta_warmup_epochs: float = 0.0
     beta_cycles: int = 0  # if above 0, they take the place of the warm-up
     free_bits: float = 0.0  # nats, of each latent
-    likelihood: str = "bernoulli"
+    mirror: bool = True  # each image, or not, at random
+    likelihood: str = "calibrated"
     sigma: float | None = None  # of the Gaussian likelihood
-    # A seat belt: only an explosion is cut short. Norms of 500 to 5,000 are usual for Bernoulli at 64x64,
-    # 20,000 for the Gaussian with sigma 0.1; they go with 1 / sigma^2.
-    max_gradient_norm: float = 1e5
+    # Calibrated, most norms are above it at 64x64, and all steps' gradients about as long: one bad batch cannot throw
+    # the model off its way. (Norms go with 1 / sigma^2; for Bernoulli, 500 to 5,000 are usual.)
+    max_gradient_norm: float = 1e4
     seed: int = 0
     limit: int | None = None  # what is given to Training are the first `limit` images only
 
@@ -58,11 +59,17 @@ def to_float(images):
     return images * np.float32(1 / 255)
 
 
-def batches(images, batch_size, order):
-    """Yield float32 batches (B, H, W, 3), on the device, of uint8 images in this order; the last may be smaller."""
+def batches(images, batch_size, order, rng=None):
+    """Yield float32 batches (B, H, W, 3), on the device, of uint8 images in this order; the last may be smaller.
+
+    With a NumPy generator, each image is mirrored or not, at random: the mirror image of a face is a face, too.
+    """
     for start in range(0, len(order), batch_size):
         # Sorted indices read a file from front to back; the order inside a batch does not change its loss.
-        yield to_float(to_device(images[np.sort(order[start : start + batch_size])]))
+        x = to_device(images[np.sort(order[start : start + batch_size])])
+        if rng is not None:
+            x = xp.where(to_device(rng.random(len(x)) < 0.5)[:, None, None, None], x[:, :, ::-1], x)
+        yield to_float(x)
 
 
 class Training:
@@ -99,6 +106,7 @@ class Training:
         if self.settings.free_bits:  # a latent is beyond its free bits when its mean over the batch is
             term, weights = free_bits(self.model.latent_kl(x), self.settings.free_bits)
         recon, kl = self.model.loss_and_gradient(x, eps, self.likelihood, beta * weights)
+        self.likelihood.follow(recon, x)
         norm = clip_gradient(self.model.grads, self.settings.max_gradient_norm)
         self.adam.update(rate)
         return recon, kl, recon + beta * (kl if term is None else term), norm
@@ -106,5 +114,5 @@ class Training:
     def steps(self, order=None):
         """An epoch: go once through the images in a new random order, or in `order`; yield what each step returns."""
         order = self.rng.permutation(len(self.images)) if order is None else order
-        for x in batches(self.images, self.settings.batch_size, order):
+        for x in batches(self.images, self.settings.batch_size, order, self.rng if self.settings.mirror else None):
             yield self.step(x)

@@ -8,10 +8,10 @@ Kingma and Welling 2014, "Auto-encoding variational Bayes".
 import numpy as np
 
 from vae_np.backend import Replaceable, on_host, to_cpu, to_device, xp
-from vae_np.conv import Conv2d, ConvTranspose2d
 from vae_np.errors import InputError
-from vae_np.layers import Dense, LeakyReLU, Reshape, Sequential, pack
-from vae_np.losses import kl_divergence, kl_per_dimension, sigmoid
+from vae_np.layers import pack
+from vae_np.losses import kl_divergence, kl_per_dimension, sigmoid, softplus
+from vae_np.network import build_decoder, build_encoder, check_settings
 
 PART = 32  # images that are encoded or decoded at a time
 
@@ -39,9 +39,16 @@ class Reparameterization:
 class VAE(Replaceable):
     """A convolutional VAE for square RGB images.
 
-    encoder   for every entry of channels a 4x4 stride-2 convolution and LeakyReLU(0.2), then one dense layer to mu and
-              log_var
-    decoder   dense, LeakyReLU, and the mirror image in 4x4 stride-2 transposed convolutions, ending in 3 logits a pixel
+    network.py has the encoder, which makes 2 Z numbers of an image, and the decoder, which makes 3 logits a pixel of a
+    code. What stands around them, and may be switched off to see what it is good for:
+
+    centred   The encoder sees 4 (x - 1/2), numbers around 0 with a deviation of about 1. All that images have in common
+              it would have to learn to take off first (LeCun et al. 1998, "Efficient BackProp").
+    steady    The encoder's last layers sum up thousands of numbers: a step of Adam makes what they say jump. So they
+              learn at a tenth of the rate; and of h, the second half of what they say, log_var = -log(1 + exp(h)).
+              Precisions add up: the prior's is 1, what the image says adds exp(h), and the posterior's variance, 1 /
+              (1 + exp(h)), is never above the prior's, while exp(h) itself may be beyond all numbers after one step.
+    shortcut  One dense layer beside each of the two networks; see network.py.
 
     image_size must be divisible by 2^len(channels). seed fixes the initial weights. dtype is float32, or float64 for
     gradient checks. All parameters are views into the flat array `values`, their gradients into `grads`. `prior` is
@@ -49,14 +56,16 @@ class VAE(Replaceable):
     Raises InputError for settings that do not fit.
     """
 
-    def __init__(self, image_size=64, channels=(32, 64, 128, 256), latent_dim=128, seed=0, dtype="float32"):
+    def __init__(self, image_size=64, channels=(24, 48, 96, 192), latent_dim=128, seed=0, dtype="float32",
+                 centred=True, shortcut=True, steady=True):
         check_settings(image_size, channels, latent_dim)
-        self.settings = {"image_size": image_size, "channels": list(channels), "latent_dim": latent_dim}
+        self.settings = {"image_size": image_size, "channels": list(channels), "latent_dim": latent_dim,
+                         "centred": centred, "shortcut": shortcut, "steady": steady}
         self.image_size, self.latent_dim, self.dtype = image_size, latent_dim, np.dtype(dtype)
         rng = np.random.default_rng(seed)
-        self.encoder = build_encoder(image_size, channels, latent_dim, rng, dtype)
+        self.encoder = build_encoder(image_size, channels, latent_dim, shortcut, 0.1 if steady else 1.0, rng, dtype)
         self.reparameterization = Reparameterization()
-        self.decoder = build_decoder(image_size, channels, latent_dim, rng, dtype)
+        self.decoder = build_decoder(image_size, channels, latent_dim, shortcut, rng, dtype)
         self.parameters = self.encoder.parameters + self.decoder.parameters
         self.values, self.grads = pack(self.parameters)
         self.prior = None
@@ -74,9 +83,9 @@ class VAE(Replaceable):
         self._check_codes(eps, "noise", rows=len(x))
         if not (isinstance(x, xp.ndarray) and isinstance(eps, xp.ndarray)):
             raise InputError(f"expected images and noise as arrays of {xp.__name__}: use vae_np.backend.to_device")
-        mu, log_var = self._halves(self.encoder.forward(x))
-        z = self.reparameterization.forward(mu, log_var, eps)
-        return self.decoder.forward(z), mu, log_var
+        mu, self.log_var = self._posterior(x)
+        z = self.reparameterization.forward(mu, self.log_var, eps)
+        return self.decoder.forward(z), mu, self.log_var
 
     def backward(self, dlogits, dmu, dlog_var):
         """Overwrite `grads`, given the gradients of the loss with respect to the three results of forward.
@@ -85,8 +94,10 @@ class VAE(Replaceable):
         come from. The two gradients add up.
         """
         dmu_through_z, dlog_var_through_z = self.reparameterization.backward(self.decoder.backward(dlogits))
-        dh = xp.concatenate([dmu + dmu_through_z, dlog_var + dlog_var_through_z], axis=1)
-        self.encoder.backward_parameters(dh)
+        dmu, dlog_var = dmu + dmu_through_z, dlog_var + dlog_var_through_z
+        if self.settings["steady"]:
+            dlog_var *= xp.exp(self.log_var) - 1  # d log_var / dh = -exp(h) / (1 + exp(h)), and the variance minus 1
+        self.encoder.backward_parameters(xp.concatenate([dmu, dlog_var], axis=1))
 
     def loss_and_gradient(self, x, eps, likelihood, beta=1.0):
         """The two terms of the loss, (recon, kl) in nats per image; the gradient of recon + beta * kl goes to `grads`.
@@ -104,14 +115,14 @@ class VAE(Replaceable):
 
     def latent_kl(self, x):
         """KL divergence of each latent, averaged over images x, an array of the backend: (Z,)."""
-        return kl_per_dimension(*self._halves(self.encoder.forward(x)))
+        return kl_per_dimension(*self._posterior(x))
 
     # What a trained model is used for: NumPy arrays in, NumPy arrays out, a part at a time.
 
     def encode(self, x):
         """Images (N, H, W, 3) -> mu, log_var (N, Z): the approximate posterior q(z | x) of each."""
         self._check_images(x)
-        return self.in_parts(lambda model, x: model._halves(to_cpu(model.encoder.forward(to_device(x)))), x)
+        return self.in_parts(lambda model, x: map(to_cpu, model._posterior(to_device(x))), x)
 
     def decode(self, z):
         """Codes (N, Z) -> images (N, H, W, 3) in [0, 1]."""
@@ -137,8 +148,11 @@ class VAE(Replaceable):
         results = [function(self, *(array[start : start + PART] for array in arrays)) for start in starts]
         return [np.concatenate(column) for column in zip(*results, strict=True)]
 
-    def _halves(self, h):
-        return h[:, : self.latent_dim], h[:, self.latent_dim :]
+    def _posterior(self, x):
+        """mu and log_var of images, on the device."""
+        h = self.encoder.forward(4 * (x - 0.5) if self.settings["centred"] else x)
+        mu, h = h[:, : self.latent_dim], h[:, self.latent_dim :]
+        return mu, -softplus(h) if self.settings["steady"] else h
 
     def _check_images(self, x, values=True):
         size = self.image_size
@@ -172,42 +186,3 @@ def require_images(images):
 def shape_or_type(value):
     """How a message names what came where an array was expected: by its shape, or by its type if it is no array."""
     return f"shape {value.shape}" if hasattr(value, "shape") else type(value).__name__
-
-
-def check_settings(image_size, channels, latent_dim):
-    """Raise InputError unless a VAE can be built with these settings."""
-    if not channels or min(channels) < 1:
-        raise InputError(f"channels must be one or more positive numbers, not {tuple(channels)}")
-    if latent_dim < 1:
-        raise InputError(f"latent_dim must be at least 1, not {latent_dim}")
-    factor = 2 ** len(channels)
-    if image_size < factor or image_size % factor:
-        near = max(factor, round(image_size / factor) * factor)
-        raise InputError(f"image_size must be divisible by {factor}, since {len(channels)} layers halve it; "
-                         f"{image_size} is not, {near} is; fewer channels are fewer layers")
-
-
-def build_encoder(image_size, channels, latent_dim, rng, dtype):
-    """Images (N, S, S, 3) -> (N, 2 * latent_dim): mu and log_var side by side."""
-    layers, inputs = [], 3
-    for outputs in channels:
-        activation = LeakyReLU(0.2)
-        layers += [Conv2d(inputs, outputs, 4, rng, stride=2, padding=1, gain=activation.gain, dtype=dtype), activation]
-        inputs = outputs
-    side = image_size // 2 ** len(channels)
-    flat = side * side * inputs
-    return Sequential(*layers, Reshape(flat), Dense(flat, 2 * latent_dim, rng, dtype=dtype))
-
-
-def build_decoder(image_size, channels, latent_dim, rng, dtype):
-    """Codes (N, latent_dim) -> logits (N, S, S, 3)."""
-    side, inputs = image_size // 2 ** len(channels), channels[-1]
-    activation = LeakyReLU(0.2)
-    layers = [Dense(latent_dim, side * side * inputs, rng, gain=activation.gain, dtype=dtype), activation,
-              Reshape(side, side, inputs)]
-    for outputs in reversed(channels[:-1]):
-        activation = LeakyReLU(0.2)
-        layers += [ConvTranspose2d(inputs, outputs, 4, rng, stride=2, padding=1, gain=activation.gain, dtype=dtype),
-                   activation]
-        inputs = outputs
-    return Sequential(*layers, ConvTranspose2d(inputs, 3, 4, rng, stride=2, padding=1, dtype=dtype))

@@ -70,7 +70,7 @@ def check_float32(rng):
         logits, mu, log_var = model.forward(x, eps)
         recon, dlogits = Bernoulli()(logits, x)
         model.backward(dlogits, mu, log_var)  # any gradients will do for dmu and dlog_var
-        arrays = (logits, mu, log_var, recon, dlogits, model.reparameterization.std, model.encoder.layers[1].y,
+        arrays = (logits, mu, log_var, recon, dlogits, model.reparameterization.std, model.encoder.paths[0].layers[1].y,
                   model.grads)
         error = float(np.mean([array.dtype != np.float32 for array in arrays]))
     except TypeError:  # the kernels of a GPU refuse to mix types

@@ -157,7 +157,8 @@ def resumed(parser, path):
     if not path.is_file():
         wrong_usage(f"--resume, but there is no checkpoint {path}; leave --resume out")
     _, _, info = checkpoint.load_model(path)
-    saved = {**info["training"], "channels": info["model"]["channels"], "latent_dim": info["model"]["latent_dim"]}
+    saved = {"mirror": False, **info["training"], "channels": info["model"]["channels"],
+             "latent_dim": info["model"]["latent_dim"]}
     parser.set_defaults(data=info["data"]["folder"], **saved)
     args = parse(parser)
     changed = [f"{name} {value}, not {getattr(args, name)}" for name, value in saved.items()

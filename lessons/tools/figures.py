@@ -51,6 +51,22 @@ def plot_losses(path, history):
     pictures.save_figure(path, chart)
 
 
+def plot_directions(path, panels):
+    """Draw the share of each principal component that is not learned yet, a curve an epoch.
+
+    panels is {title: a list of arrays (K,), one after each epoch}: of the component's variance, what is left in errors.
+    """
+    chart, axes = pictures.figure(columns=len(panels))
+    for ax, (title, epochs) in zip(axes[0], panels.items(), strict=True):
+        for number, shares in enumerate(epochs, start=1):
+            ax.plot(range(1, len(shares) + 1), shares, color=str(0.8 * (1 - number / len(epochs))),
+                    label=f"after epoch {number}")
+        ax.set(title=title, xlabel="principal component", ylabel="share not learned", xscale="log", ylim=(0, 1.3))
+        ax.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize="small")
+    pictures.save_figure(path, chart)
+
+
 def bars(path, values, unit, mark):
     """Draw a bar for every entry of values {name: number}, the first on top, along a logarithmic axis.
 

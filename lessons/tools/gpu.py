@@ -13,6 +13,7 @@ from vae_np.backend import xp
 from vae_np.conv import Convolution, ConvTranspose2d
 from vae_np.fast.winograd import FEWEST_CHANNELS
 from vae_np.layers import Dense, LeakyReLU
+from vae_np.run.benchmark import REFERENCE
 
 WAYS = {"unfold": "16 products, as the model is", "direct": "   the same, patches never written",
         "nine": "9 products, as on a CPU"}  # fmt: skip
@@ -55,7 +56,7 @@ def launches(model, images, way="unfold"):
     """
     found = []
     for layer, x, y in one_image(model):
-        products = 2 if layer is model.encoder.layers[0] else 3  # nobody wants the gradient of the images
+        products = 2 if layer is model.encoder.paths[0].layers[0] else 3  # nobody wants the gradient of the images
         found += [Launch(*work) for work in work_of(layer, images, x, y, way, products)]
     n, p = images * y.size, model.values.size
     return [*found, Launch("loss", 12 * n, 4 * n), Launch("loss", n, n),  # logits, x -> terms, gradient; their sum
@@ -67,11 +68,12 @@ def one_image(model):
     """What goes into each layer and what comes out when an image passes through the model: [(layer, x, y), ...]."""
     found, size = [], model.image_size
     for network, shape in ((model.encoder, (size, size, 3)), (model.decoder, (model.latent_dim,))):
-        x = xp.zeros((1, *shape), model.dtype)
-        for layer in network.layers:
-            y = layer.forward(x)
-            found.append((layer, x[0], y[0]))
-            x = y
+        for path in network.paths:
+            x = xp.zeros((1, *shape), model.dtype)
+            for layer in path.layers:
+                y = layer.forward(x)
+                found.append((layer, x[0], y[0]))
+                x = y
     return found
 
 
@@ -143,7 +145,7 @@ def print_table(model, images, machine):
 def explain():
     """For readers without a GPU: what the shapes say, and what they do not."""
     print("\nAnd on a GPU? The tables are arithmetic, not measurements.", end="")
-    print_table(model := VAE(), 512, H100)
+    print_table(model := VAE(**REFERENCE), 512, H100)
     few = [launch.seconds(H100) for launch in launches(model, 32)]
     mean = 1e6 * sum(few) / len(few)
     print(f"""

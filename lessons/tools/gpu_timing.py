@@ -18,6 +18,7 @@ from vae_np.fast import arrays
 from vae_np.fast.gpu import synchronize
 from vae_np.losses import Bernoulli
 from vae_np.optim import Adam
+from vae_np.run.benchmark import REFERENCE
 
 
 def fastest(seconds, function, *arguments):
@@ -42,7 +43,7 @@ def measure(out, seconds):
         model, images, side, count = VAE(16, (8, 16), 8), 4, 64, 1 << 16
         print("Less than 0.1 seconds each: a trial run on small arrays, whose figures say nothing about a GPU.")
     else:
-        model, images, side, count = VAE(), 512, 4096, 1 << 24
+        model, images, side, count = VAE(**REFERENCE), 512, 4096, 1 << 24
     measure_launches(seconds)
     measure_adam(seconds, count)
     machine = measure_machine(seconds, 8 * count, side)
@@ -113,7 +114,7 @@ def measure_layers(out, seconds, model, x, eps, machine):
     print(f"\n{f'forward, {len(x)} images':44s}{'ms':>8s}{'TFLOP/s':>9s}")
     rates = {}
     for network, given in ((model.encoder, x), (model.decoder, eps)):
-        for layer in network.layers:
+        for layer in network.paths[0].layers:  # the shortcut has no convolution
             made = layer.forward(given)
             if isinstance(layer, Convolution):
                 pixels = min(array.size // array.shape[-1] for array in (given, made))

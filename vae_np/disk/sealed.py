@@ -15,7 +15,7 @@ import numpy as np
 from vae_np.disk.files import replacing
 from vae_np.errors import CheckpointError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4  # 3 is older, and says the same of what it has
 DIGITS = 64  # of a SHA-256
 
 
@@ -49,8 +49,8 @@ def load(path):
         version = info["format_version"]
     except Exception:  # zipfile, NumPy and json have many of their own for a file that is something else
         raise CheckpointError(f"{path} is damaged or no checkpoint; train again, or name another file") from None
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}")
+    if version not in (3, FORMAT_VERSION):
+        raise CheckpointError(f"{path} has format version {version}, this program reads 3 and {FORMAT_VERSION}")
     return arrays, info
 
 

@@ -19,8 +19,8 @@ rows and for columns: 9 products for 16. This is Winograd's F(2, 2), known as To
 Every step but the product is linear, so the backward pass is made of the adjoints of the steps. Two of them are each
 other's adjoint already: (g0, g1) -> (g0, g0 + g1, g1) and (m0, m1, m2) -> (m0 + m1, m1 + m2).
 
-On a CPU alone. On a GPU 16 products are sooner done than 9 and the transforms around them: a step of the default model
-on an H100 took 1.5 times as long with 9 at batch 128, and 1.2 times at 512.
+On a CPU alone. On a GPU 16 products are sooner done than 9 and the transforms around them: a step of the benchmark on
+an H100 took 1.5 times as long with 9 at batch 128, and 1.2 times at 512.
 """
 
 import numpy as np

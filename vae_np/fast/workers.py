@@ -7,7 +7,6 @@ one product on all cores; BLAS is held to one thread meanwhile, since its own th
 """
 
 import contextlib
-import copy
 import functools
 import math
 import operator
@@ -149,23 +148,15 @@ class ParallelVAE(VAE):
         self._check_images(x, values=False)  # which each shard looks at for itself, and all at a time
         self._check_codes(eps, "noise", rows=count)
 
-        def squared_error(replica, shard):
-            logits, _, _ = replica.forward(x[shard], eps[shard])
-            return likelihood.squared_error(logits, x[shard])[:1]
-
         def add(replica, shard):
             if replica.shards == 1:
                 replica.sum[...] = replica.grads  # which backward is about to overwrite
             replica.share, replica.shards = len(x[shard]) / count, replica.shards + 1
-            recon, kl = replica.loss_and_gradient(x[shard], eps[shard], held, beta)
+            recon, kl = replica.loss_and_gradient(x[shard], eps[shard], likelihood, beta)
             if replica.shards > 1:
                 replica.sum += replica.grads
             return replica.share * recon, replica.share * kl
 
-        held = copy.copy(likelihood)
-        if likelihood.calibrated:  # its sigma is that of the whole batch, which costs a forward pass of its own
-            sigma = likelihood.sigma_for(*workers.sum(squared_error, count), x)
-            held.sigma_for = lambda squares, x: sigma
         for replica in workers.replicas:
             replica.shards = 0
         recon, kl = workers.sum(add, count)

@@ -6,6 +6,7 @@ data it was trained on). Where a prior was fitted to the codes after training, i
 those whose names start with "prior_"; training on writes a checkpoint without, since codes move.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from vae_np.vae import VAE
 
 # What a checkpoint of training holds; `load_model` refuses one without.
 ARRAYS = ("values", "m", "v", "progress", "order", "terms")
-INFO = ("model", "training", "likelihood", "variance", "step", "random_state", "history", "data")
+INFO = ("model", "training", "likelihood", "step", "random_state", "history", "data")
+FORMAT_3 = {"centred": False, "shortcut": False, "steady": False}  # what a model of that format has not
 PREFIX = "prior_"  # of the names of a prior's arrays
 STANDARD = "standard"  # the prior that a model was trained with
 
@@ -34,7 +36,7 @@ def load_model(path):
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; it is no checkpoint of training")
     try:
-        model = VAE(**info["model"])
+        model = VAE(**FORMAT_3 | info["model"])
         count, size = model.values.size, model.image_size
         check_arrays(arrays, {"values": ((count,), "float32"), "m": ((count,), "float32"), "v": ((count,), "float32"),
                               "progress": ((None, None, size, size, 3), "uint8"), "order": ((None,), "int64"),
@@ -42,17 +44,23 @@ def load_model(path):
         if not np.isfinite(arrays["values"]).all():
             raise ValueError("some parameters are not finite")
         model.values[...] = to_device(arrays["values"])
-        model.prior = restored_prior(arrays, info, model.latent_dim)
+        model.prior = restored_prior(path, arrays, info, model.latent_dim)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not hold a model of this program ({error})") from None
     return model, arrays, info
 
 
-def restored_prior(arrays, info, latent_dim):
-    """The prior that a checkpoint holds, None for N(0, I). Raises ValueError unless it is whole and fits."""
+def restored_prior(path, arrays, info, latent_dim):
+    """The prior that a checkpoint holds, None for N(0, I). Raises ValueError unless it is whole and fits.
+
+    A kind that is not known, such as one that is no longer part of this program, is left out, and a note says so: the
+    model is whole without it, and another is fitted within a minute.
+    """
     name = info.get("prior", STANDARD)
     if name not in PRIORS:
-        raise ValueError(f"its prior {name!r} is unknown")
+        print(f"note: the prior of {path}, {name!r}, is not known (any more), so samples come from N(0, I); fit "
+              "another with lessons/05_sample.py --prior", file=sys.stderr)
+        return None
     kind, stored = prior_kind(name), prior_arrays(arrays)
     expected = kind.shapes(latent_dim)
     if set(stored) != set(expected):

@@ -14,14 +14,14 @@ import numpy as np
 
 from vae_np import backend
 from vae_np.backend import to_cpu, to_device
-from vae_np.conv import Conv2d, ConvTranspose2d
+from vae_np.conv import Conv2d, ConvTranspose2d, Enlarge, Shrink
 from vae_np.errors import VAEError
 from vae_np.gradcheck import check_direction, check_layer, numerical_gradient, relative_error
-from vae_np.layers import Dense, Layer, LeakyReLU, Parameter, Reshape, Sequential
+from vae_np.layers import Dense, Layer, LeakyReLU, Parameter, Reshape, Sequential, Sum
 from vae_np.losses import LIKELIHOODS, free_bits, kl_divergence
 from vae_np.run.command import OneLineParser, run
+from vae_np.study.flow import RIGHT_ANGLE, Velocity
 from vae_np.study.logistic import hessian, loss_and_gradient
-from vae_np.study.two_stage import CodeVAE
 from vae_np.vae import VAE, Reparameterization
 
 TOLERANCE = 1e-6
@@ -49,6 +49,7 @@ def layer_examples(rng):
     """
     return [
         (Dense(6, 4, rng, dtype="float64"), (3, 6)),
+        (Dense(5, 4, rng, dtype="float64", rate=0.1), (3, 5)),
         (LeakyReLU(0.2), (3, 8)),
         (Reshape(2, 2, 3), (2, 12)),
         (Sequential(Dense(5, 4, rng, dtype="float64"), LeakyReLU(0.3), Dense(4, 2, rng, dtype="float64")), (3, 5)),
@@ -56,6 +57,10 @@ def layer_examples(rng):
         (Conv2d(2, 3, 3, rng, stride=1, padding=1, dtype="float64"), (2, 5, 4, 2)),
         (ConvTranspose2d(5, 3, 4, rng, stride=2, padding=1, dtype="float64"), (2, 3, 2, 5)),
         (ConvTranspose2d(2, 3, 3, rng, stride=2, padding=0, dtype="float64"), (2, 3, 4, 2)),
+        (Sum(Dense(5, 4, rng, dtype="float64"), Sequential(Dense(5, 2, rng, dtype="float64"),
+                                                           Dense(2, 4, rng, dtype="float64"))), (3, 5)),
+        (Shrink(2), (2, 6, 4, 3)),
+        (Enlarge(3), (2, 3, 2, 3)),
         # What fast/winograd.py takes 9 products for 16 for, and what it does not.
         (Conv2d(4, 3, 4, rng, stride=2, padding=1, dtype="float64"), (2, 8, 4, 4)),
         (ConvTranspose2d(3, 4, 4, rng, stride=2, padding=1, dtype="float64"), (2, 4, 2, 3)),
@@ -174,13 +179,18 @@ def check_free_bits(rng, beta=0.5):
     yield Result(what, "encoder", DIRECTION, error)
 
 
-def check_code_vae(rng):
-    """The gradient of recon + kl of the second stage with respect to all its parameters; sigma moves with them."""
-    model = CodeVAE(3, rng, width=4, dtype="float64")
-    w, eps = normal(rng, 5, 3), normal(rng, 5, 3)
-    model.loss_and_gradient(w, eps)
-    yield from elementwise("ELBO of a VAE on codes, calibrated sigma", lambda: sum(model.loss_and_gradient(w, eps)),
+def check_velocity(rng):
+    """The gradient of a flow's loss with respect to all parameters, and of its velocity with respect to the codes."""
+    model = Velocity(3, rng, width=4, dtype="float64")
+    model.values += 0.3 * normal(rng, model.values.size)  # many are 0 at first, and would hide what is behind them
+    z0, z1, dv = (normal(rng, 5, 3) for _ in range(3))
+    angle = to_device(RIGHT_ANGLE * rng.random((5, 1)))
+    model.loss_and_gradient(z0, z1, angle)
+    yield from elementwise("Flow matching", lambda: model.loss_and_gradient(z0, z1, angle),
                            ("parameters", model.values, model.grads.copy()))
+    model.forward(z1, angle)
+    yield from elementwise("Velocity of a flow", lambda: (model.forward(z1, angle) * dv).sum(),
+                           ("input", z1, model.backward(dv)))
 
 
 def check_logistic(rng, l2=0.3):
@@ -199,7 +209,7 @@ def all_checks():
     layers = {kind.__name__: functools.partial(check_layer_kind, kind) for kind in layer_kinds()}
     likelihoods = {kind.__name__: functools.partial(check_likelihood, kind()) for kind in LIKELIHOODS.values()}
     return layers | likelihoods | {"KL": check_kl, "Reparameterization": check_reparameterization, "ELBO": check_elbo,
-                                  "FreeBits": check_free_bits, "CodeVAE": check_code_vae, "Logistic": check_logistic}
+                                  "FreeBits": check_free_bits, "Velocity": check_velocity, "Logistic": check_logistic}
 
 
 def results_of(checks):

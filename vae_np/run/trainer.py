@@ -16,9 +16,11 @@ from vae_np.losses import free_bits
 from vae_np.run import checkpoint
 from vae_np.study.metrics import evaluate
 from vae_np.study.pictures import to_uint8
+from vae_np.study.priors import GaussianPrior
 from vae_np.train import Training, to_float
 
 LOOK = 8  # faces and samples that are looked at after each epoch
+FITTED = 1000  # training images whose codes say where those of samples are
 TERMS = ("reconstruction", "KL", "loss", "gradient")  # what a step returns; "gradient" is its norm
 KL_QUANTILES = {"max": 1, "p90": 0.9, "median": 0.5, "p10": 0.1}  # over the latents
 REPORT_EVERY = 10  # steps, and not after each: to read a loss, the host must wait for a GPU
@@ -100,8 +102,6 @@ class Trainer(Training):
             self._go_on(after_step, stopped)
         self._fetch()
         speed = (len(self.order) - done) / (time.perf_counter() - start)
-        with uninterrupted():
-            self.likelihood.settle()
         held_out = evaluate(self.model, self.validation_images, self.likelihood)
         with uninterrupted():
             row, faces = self._row(held_out, speed), self.look()
@@ -147,10 +147,14 @@ class Trainer(Training):
         }  # fmt: skip
 
     def look(self):
-        """The same held-out faces reconstructed and the same noise decoded, every time: uint8 (2 * LOOK, H, W, 3)."""
-        z = np.random.default_rng(0).standard_normal((LOOK, self.model.latent_dim), dtype=self.model.dtype)
+        """The same held-out faces reconstructed and the same noise decoded, every time: uint8 (2 * LOOK, H, W, 3).
+
+        The noise becomes codes by a Gaussian that is fitted to those of some training images (see study/priors.py).
+        """
+        some = to_cpu(self.images[np.arange(min(FITTED, len(self.images)))])
+        prior = GaussianPrior.fit(*self.model.encode(to_float(some)), None)
         faces = self.model.reconstruct(to_float(self.validation_images[:LOOK]))
-        return to_uint8(np.concatenate([faces, self.model.decode(z)]))
+        return to_uint8(np.concatenate([faces, self.model.decode(prior.sample(LOOK, np.random.default_rng(0)))]))
 
     def save(self, path):
         """Write a checkpoint from which `resume` goes on as if nothing had happened, between any two steps.
@@ -163,12 +167,11 @@ class Trainer(Training):
         if not np.isfinite(values).all():
             raise TrainingError(f"epoch {self.epoch + 1}, step {self.adam.step}: some parameters are not finite; the "
                                 "last checkpoint is as it was; try a lower learning rate")
-        sigma = self.likelihood.settled
+        sigma = self.likelihood.sigma
         info = {
             "model": self.model.settings,
             "training": asdict(self.settings),
             "likelihood": {"name": self.likelihood.name, "sigma": None if sigma is None else float(sigma)},
-            "variance": float(self.likelihood.variance),
             "step": self.adam.step,
             "random_state": self.rng.bit_generator.state,
             "history": self.history,
@@ -209,6 +212,3 @@ class Trainer(Training):
             if not np.array_equal(np.sort(arrays["order"]), np.arange(len(self.images))):
                 raise ValueError("the order of its epoch is none of the training images")
             self.order, self.terms = arrays["order"], arrays["terms"].tolist()
-            if info["variance"]:
-                self.likelihood.variance = xp.asarray(float(info["variance"]), self.model.dtype)
-                self.likelihood.images = self.images_done

@@ -7,7 +7,7 @@ when x is any training face, is
 
 and the better a model reconstructs, the less q(z) looks like N(0, I). The decoder has learned from codes of q(z), so a
 density that is fitted to q(z) after training gives better samples (Dai and Wipf 2019; Ghosh et al. 2020). All priors
-(see also mixture.py and two_stage.py) live on the host, compute in float64, and have
+(see also mixture.py and flow.py) live on the host and have
 
     fit(mu, log_var, rng)                 from the posteriors of training faces, (N, Z) both, NumPy arrays
     sample(count, rng, temperature=1.0)   codes (count, Z), float32; a lower temperature keeps them nearer to a centre
@@ -24,7 +24,7 @@ from vae_np.errors import InputError
 
 # The kinds by the names that checkpoints know them by, and where each is defined.
 PRIORS = {"standard": "priors:StandardPrior", "gaussian": "priors:GaussianPrior", "mixture": "mixture:MixturePrior",
-          "two-stage": "two_stage:TwoStagePrior"}
+          "flow": "flow:FlowPrior"}
 
 
 def prior_kind(name):

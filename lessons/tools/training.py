@@ -1,0 +1,93 @@
+"""Lesson 3's options, and what it does beside training: pictures of the progress, and a prior in the checkpoint."""
+
+import argparse
+
+from tools.common import SEED, add_data, command_line, encode_all, spread
+
+import numpy as np
+from PIL import Image
+
+from tools.figures import plot_losses, write_history
+from vae_np.fast.workers import one_blas_thread
+from vae_np.losses import LIKELIHOODS
+from vae_np.run import checkpoint
+from vae_np.run.command import POSITIVE
+from vae_np.run.trainer import LOOK
+from vae_np.study import pictures
+from vae_np.study.principal_components import PrincipalComponents
+from vae_np.study.priors import PRIORS, prior_kind
+from vae_np.train import Settings, Training, to_float
+
+FITTED = 20_000  # training faces at the most whose codes a prior is fitted to
+
+
+def training_options(lesson_doc, out):
+    """The parser of lesson 3; the names of most options are those of vae_np.train.Settings."""
+    default, parser = Settings(), command_line(lesson_doc, out)
+    add_data(parser)
+    parser.add_argument("--epochs", type=int, default=default.epochs, help="times through the training images")
+    parser.add_argument("--batch-size", type=int, default=default.batch_size, help="images in a step")
+    parser.add_argument("--latent-dim", type=int, default=128, help="numbers in the code of a face")
+    parser.add_argument("--channels", type=int, nargs="+", default=[24, 48, 96, 192],
+                        help="channels of the encoder's convolutions")
+    parser.add_argument("--likelihood", default=default.likelihood, choices=LIKELIHOODS,
+                        help="distribution of a pixel channel, given the code")
+    parser.add_argument("--sigma", type=float, help="deviation of the gaussian likelihood (0.1 if not given)")
+    parser.add_argument("--beta", type=float, default=default.beta, help="weight of the KL divergence")
+    parser.add_argument("--beta-warmup", type=float, default=default.beta_warmup_epochs, metavar="EPOCHS",
+                        dest="beta_warmup_epochs", help="epochs in which beta rises from 0")
+    parser.add_argument("--beta-cycles", type=int, default=default.beta_cycles, metavar="N",
+                        help="let beta rise N times over the training, instead of a warm-up")
+    parser.add_argument("--free-bits", type=float, default=default.free_bits, metavar="NATS",
+                        help="nats that each latent may cost for nothing")
+    parser.add_argument("--mirror", action=argparse.BooleanOptionalAction, default=default.mirror,
+                        help="mirror each training image, or not, at random")
+    parser.add_argument("--lr", type=float, default=default.learning_rate, dest="learning_rate",
+                        help="peak of the learning rate")
+    parser.add_argument("--prior", default="flow", choices=PRIORS,
+                        help="what is fitted to the codes at the end, to draw new faces from; standard is N(0, I)")
+    parser.add_argument("--seed", type=SEED, default=default.seed,
+                        help="seed of the weights, the noise and the shuffle")
+    parser.add_argument("--limit", type=int, metavar="N", help="use the first N training images only")
+    parser.add_argument("--save-every", type=POSITIVE, metavar="STEPS",
+                        help="save within epochs, too, not only after each")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    return parser
+
+
+def show_progress(out, trainer):
+    """Write history.csv, losses.png and progress.png into the folder `out`."""
+    write_history(out / "history.csv", trainer.history)
+    plot_losses(out / "losses.png", trainer.history)
+    faces = to_float(trainer.validation_images[:LOOK])
+    rows = [(f"epoch {epoch}", *np.split(both, [len(faces)])) for epoch, both in enumerate(trainer.progress, start=1)]
+    pictures.save(out / "progress.png", pictures.labelled_rows([("held out | new", faces), *rows], scale=1))
+
+
+def fit_prior(name, path, model, images, seed):
+    """Fit the prior of this name to the codes of training images, and store it in the model's checkpoint."""
+    mu, log_var = encode_all(model, images[spread(FITTED, len(images))], "encoding")
+    model.prior = prior_kind(name).fit(mu, log_var, np.random.default_rng([seed, 2]))
+    checkpoint.store_prior(path, model)
+
+
+def resized(images, size):
+    """uint8 images (N, S, S, 3) as (N, size, size, 3)."""
+    return np.stack([np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BOX)) for image in images])
+
+
+def missing_after_each_epoch(model, images, held_out, epochs):
+    """Train a model on uint8 images, and look at held-out ones after each epoch: a list of arrays (K,).
+
+    Of each principal component's variance, the share that errors of the reconstructions have; K is 64 at the most.
+    """
+    with one_blas_thread():  # on images as small, more take longer
+        components = PrincipalComponents.fit(images, min(64, model.image_size**2))
+    x, training, shares = to_float(held_out), Training(model, images, Settings(epochs=epochs)), []
+    codes = components.encode(x)
+    for _ in range(epochs):
+        for _ in training.steps():
+            pass
+        missing = components.encode(model.reconstruct(x)) - codes
+        shares.append((missing**2).mean(axis=0) / (codes**2).mean(axis=0))
+    return shares

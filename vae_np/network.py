@@ -1,0 +1,67 @@
+"""The two networks of a VAE: convolutions, and a shortcut beside them.
+
+    encoder   for every entry of channels a 4x4 convolution of stride 2 and LeakyReLU(0.2), then one dense layer
+    decoder   dense, LeakyReLU, and the mirror image in 4x4 transposed convolutions of stride 2, none behind the last
+    shortcut  one dense layer from a picture of a quarter of the size, or to one that is then enlarged; both add up
+
+A deep network learns what varies little, such as the hue of a background, long after what varies much, since all its
+layers have to find it (Saxe, McClelland and Ganguli 2014). A single layer finds it in the first epoch. So what is
+large and linear goes by the shortcut, as in principal components, and the convolutions learn the rest.
+"""
+
+from vae_np.conv import Conv2d, ConvTranspose2d, Enlarge, Shrink
+from vae_np.errors import InputError
+from vae_np.layers import Dense, LeakyReLU, Reshape, Sequential, Sum
+
+QUARTER = 4  # pixels become one, in both directions
+
+
+def check_settings(image_size, channels, latent_dim):
+    """Raise InputError unless a VAE can be built with these settings."""
+    if not channels or min(channels) < 1:
+        raise InputError(f"channels must be one or more positive numbers, not {tuple(channels)}")
+    if latent_dim < 1:
+        raise InputError(f"latent_dim must be at least 1, not {latent_dim}")
+    factor = 2 ** len(channels)
+    if image_size < factor or image_size % factor:
+        near = max(factor, round(image_size / factor) * factor)
+        raise InputError(f"image_size must be divisible by {factor}, since {len(channels)} layers halve it; "
+                         f"{image_size} is not, {near} is; fewer channels are fewer layers")
+
+
+def stage(convolution, inputs, outputs, rng, dtype):
+    """What halves an image, or doubles it: a 4x4 convolution of stride 2, transposed or not, and LeakyReLU."""
+    activation = LeakyReLU(0.2)
+    return convolution(inputs, outputs, 4, rng, stride=2, padding=1, gain=activation.gain, dtype=dtype), activation
+
+
+def build_encoder(image_size, channels, latent_dim, shortcut, rate, rng, dtype):
+    """Images (N, S, S, 3) -> (N, 2 * latent_dim), what mu and log_var are made of; the dense layers learn at `rate`."""
+    layers, inputs = [], 3
+    for outputs in channels:
+        layers += stage(Conv2d, inputs, outputs, rng, dtype)
+        inputs = outputs
+    flat, factor = (image_size // 2 ** len(channels)) ** 2 * inputs, min(QUARTER, 2 ** len(channels))
+    paths = [Sequential(*layers, Reshape(flat), Dense(flat, 2 * latent_dim, rng, dtype=dtype, rate=rate))]
+    if shortcut:
+        flat = (image_size // factor) ** 2 * 3
+        paths.append(Sequential(Shrink(factor), Reshape(flat),
+                                Dense(flat, 2 * latent_dim, rng, dtype=dtype, rate=rate)))
+    return Sum(*paths)
+
+
+def build_decoder(image_size, channels, latent_dim, shortcut, rng, dtype):
+    """Codes (N, latent_dim) -> logits (N, S, S, 3)."""
+    inputs, side, activation = channels[-1], image_size // 2 ** len(channels), LeakyReLU(0.2)
+    layers = [Dense(latent_dim, side * side * inputs, rng, activation.gain, dtype), activation,
+              Reshape(side, side, inputs)]
+    for outputs in reversed(channels[:-1]):
+        layers += stage(ConvTranspose2d, inputs, outputs, rng, dtype)
+        inputs = outputs
+    paths = [Sequential(*layers, ConvTranspose2d(inputs, 3, 4, rng, stride=2, padding=1, dtype=dtype))]
+    if shortcut:
+        factor = min(QUARTER, 2 ** len(channels))
+        side = image_size // factor
+        paths.append(Sequential(Dense(latent_dim, side * side * 3, rng, dtype=dtype), Reshape(side, side, 3),
+                                Enlarge(factor)))
+    return Sum(*paths)
