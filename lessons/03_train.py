@@ -86,8 +86,8 @@ z = 1.5 + math.exp(log_var / 2) * rng.standard_normal(100_000)
 print(f"mu 1.5 and log_var ln 4 should give mean 1.5 and deviation 2: mean {z.mean():.3f}, deviation {z.std():.3f}")
 
 # %% Adam
-# Each parameter gets a step of its own length: the running mean of its gradient, divided by the root of the running
-# mean of its square. A gradient that keeps its sign makes steps of about the learning rate, a wavering one less.
+# Each parameter's step is the running mean of its gradient, divided by the root of the running mean of its square. A
+# gradient that keeps its sign makes steps of about the learning rate, a wavering one less.
 print(inspect.getsource(Adam.update))
 adam = Adam(to_device(np.zeros(3)), to_device(np.zeros(3)))
 for gradient in ([5, -0.01, 3], [5, -0.01, -3], [5, -0.01, 3], [5, -0.01, -3]):
@@ -173,8 +173,7 @@ print(f"{checkpoint_path} samples from the {args.prior} prior, fitted to the cod
 # Smaller models for smaller faces: convolutions alone, and an encoder that sees x as it is; one that sees 4 (x - 1/2);
 # the same with a shortcut, as the model above. After each epoch: how much of each principal component, a direction in
 # which faces vary, is still missing in the reconstructions of held-out ones?
-small_faces, held_out = resized(images[0][:2000], 32), resized(images[1][:500], 32)
-panels = {}
+panels, small_faces, held_out = {}, resized(images[0][:2000], 32), resized(images[1][:500], 32)
 for title, parts in (("convolutions that see x", {"centred": False, "shortcut": False}),
                      ("convolutions that see 4 (x - 1/2)", {"shortcut": False}), ("with a shortcut", {})):
     panels[title] = missing_after_each_epoch(VAE(32, (16, 32, 64), 64, **parts), small_faces, held_out, epochs=4)
@@ -186,12 +185,13 @@ print(f"{checkpoint_path}, and beside it history.csv, losses.png, progress.png, 
 # %% What you should see
 # The reconstruction falls quickly, then slowly, while sigma falls with it and makes errors dearer: so KL rises from one
 # epoch to the next, since ever more detail is worth its nats. Training and validation stay close: nothing is memorised.
-# In progress.png the first epoch knows hair, skin and background, then come hats, glasses and expressions.
+# In progress.png the first epoch knows hair, skin and background; eyes, glasses and expressions take until the fifth.
 #
-# directions.png says why it took so little. A deep network learns the directions in which faces vary most first, and
-# the others the later the weaker they are: a weak direction has to be found by all layers together, and moves none of
-# them while it is lost. Centring gives the encoder what differs, in place of what all faces share. The shortcut has one
-# layer in each network, finds all directions at once, as principal components do, and leaves the rest to convolutions.
+# directions.png says why. A deep network learns the directions in which faces vary most first, and the others the later
+# the weaker they are: a direction has to be found by all layers together, and nothing moves them while it is lost. On
+# toy faces the ninth, of green against magenta, is lost after four epochs. Centring shows the encoder what differs, not
+# what all share. The shortcut has one layer in each network, which finds all directions at once, as principal
+# components do, and leaves the rest to convolutions.
 #
 # Exercises
 # 1. Train with --beta 4 and with --beta 0.25: what happens to KL, PSNR and the samples?

@@ -94,11 +94,12 @@ save_animation(args.out / "interpolation.gif", [pictures.enlarge(face, 2) for fa
 print(f"{args.out}/interpolations.png, traversals.png, interpolation.gif ({len(faces)} frames)")
 
 # %% What you should see
-# Along the codes every picture is one face, whose hair grows or recedes and whose skin changes evenly, and its pose as
-# far as the code knows of it. No step is more than a few times another; a jump would be. In the middle of a cross-fade
-# there are two faces. Linear and spherical ways differ little at their ends and somewhat in the middle, where the
-# linear one is closer to the mean face. Most single dimensions change several things at once: nothing in the loss asks
-# for one dimension to be one property.
+# Along the codes every picture is one face, on its way from one that you recognise to another: skin, hair and the
+# background change evenly, a head turns, a beard thins out. No step is more than a few times another; a jump would be.
+# In the middle of a cross-fade there are two faces, with two outlines. Linear and spherical ways differ little at their
+# ends and more in the middle, where the linear one is closer to the mean face, and paler. Where two faces have little
+# in common, as a bald one and one with long hair, what lies between is a compromise in places. Most single dimensions
+# change several things at once: nothing in the loss asks for one dimension to be one property.
 #
 # Exercises
 # 1. Interpolate between a face and its mirror image (face[:, ::-1]). What turns, and what goes through the mean?

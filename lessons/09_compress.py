@@ -1,4 +1,4 @@
-"""Lesson 9: a face in thirty bytes.
+"""Lesson 9: a face in sixty bytes.
 
 You will learn how a code becomes bits (rounding, entropy, a range coder), what they cost in theory and on disk, and
 where a learned codec wins against principal components, JPEG and WebP, and where it loses. And it is a codec to use:
@@ -112,7 +112,7 @@ def measure_codec(kind, posterior, codes, decode, step):
 
 results = {"VAE": [], "PCA": [], "JPEG": [], "WebP": []}
 print(f"{f'{len(faces)} {split} images':27s}{'bytes':>10s}{'without header':>16s}{'PSNR':>10s}   {'SSIM':>9s}")
-steps = sorted({0.5, 1, 2, 3, 4, 6, 9, 14, args.step})
+steps = sorted({1, 2, 4, 6, 9, 14, 20, 28, args.step})
 results["VAE"] = [measure_codec("VAE", (train_mu, train_log_var), mu, model.decode, step) for step in steps]
 ours = results["VAE"][steps.index(args.step)]
 z = draw(mu, log_var, np.random.default_rng(0))
@@ -125,7 +125,7 @@ bits_back = measure("KL, no file", "through z", model.decode(z), kl, kl)
 # with the reader, as our tables do: what is left of a file without them is the least that it could ever be.
 pca = PrincipalComponents.fit(train, min(model.latent_dim, len(train) - 1))
 train_codes = np.concatenate([pca.encode(to_float(train[start : start + 512])) for start in range(0, len(train), 512)])
-for step in (0.4, 0.6, 0.8, 1, 2, 4):  # of one length in every direction: log_var is 0, scale_j is 1
+for step in (0.1, 0.2, 0.4, 0.6, 0.8, 1, 2, 4):  # of one length in every direction: log_var is 0, scale_j is 1
     results["PCA"].append(measure_codec("PCA", (train_codes, np.zeros_like(train_codes)), pca.encode(faces), pca.decode,
                                         step * model.image_size / 32))
 
@@ -175,19 +175,18 @@ pictures.save(args.out / "at_equal_bytes.png", pictures.labelled_rows([("held ou
 print(f"{args.out}/bytes_and_psnr.png, at_equal_bytes.png; {codec_path}")
 
 # %% What you should see
-# A face in two or three dozen bytes, where the smallest WebP has more than fifty and shows a smear, and a JPEG has 285
-# before it says anything. For equal PSNR WebP takes two to five times the bytes, JPEG more than ten times; headers
-# apart, both take two to five times, and where WebP has blocks, the VAE has blur: it knows what a face looks like. But
-# after ten epochs 22 dB is all that it can say. From some 120 bytes on WebP is better than it ever gets, at 600 by 10
-# dB. Nor does it come for nothing: the reader holds a model of 12 MB (in a checkpoint of 37, with what it takes to
-# train on), which is of use for faces alone. The principal components hold 6 MB and are the rival to be afraid of: on
-# toy faces they win at every size; on CelebA the VAE wins by up to half a decibel from ten to thirty bytes of code, and
-# they win above, unless the VAE was trained with a calibrated sigma: 54 bytes of code then make 23.7 dB, which 128
-# components never reach.
+# A face in some sixty bytes that one recognises, where a WebP file as small shows a smear, and a JPEG has 285 before it
+# says anything. For equal PSNR, WebP takes between four and five times the bytes on toy faces and nearly three times on
+# CelebA, JPEG ten; headers apart, JPEG takes six. Where WebP has blocks, the VAE has blur: it knows what a face looks
+# like. But after ten epochs 28 dB (CelebA: 24) is all that it can say: from some 320 bytes on (CelebA: 180) WebP is
+# better than it ever gets. Nor does it come for nothing: the reader holds a model of 9 MB (in a checkpoint of 31, with
+# what it takes to train on and a prior), which is of use for faces alone. The principal components hold 6 MB, and are
+# the rival to be afraid of: from forty bytes of code on, the VAE is a decibel ahead of them (CelebA: half a decibel),
+# below thirty they win, and they never reach what it says in fifty.
 #
-# Steps below 1 only cost bytes. For a Bernoulli model the knee is about 2; with a calibrated Gaussian (lesson 3's
-# --likelihood calibrated) it is near 9: there Z dimensions of noise move the picture by about Z sigma^2 in all, against
-# the H W C sigma^2 that is lost anyway.
+# Steps of a few deviations cost little quality, the knee is near 9: Z dimensions of noise move the picture by about Z
+# sigma^2 in all, against the H W C sigma^2 that is lost anyway. For a Bernoulli model (lesson 3's --likelihood
+# bernoulli), whose codes say less, it is about 2.
 #
 # Exercises
 # 1. Decode each rounded value to the mean of the training codes that were rounded to it. What does that gain at step 6?

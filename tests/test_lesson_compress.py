@@ -63,10 +63,11 @@ def test_the_lesson(room):
     rows = [line.rsplit(maxsplit=5) for line in output.splitlines() if " dB " in line]
     kinds = {kind: [[float(value) for value in row[:3]] for name, *row in rows if name.startswith(kind)]
              for kind in ("VAE", "KL", "PCA", "JPEG", "WebP")}
-    assert {kind: len(rows) for kind, rows in kinds.items()} == {"VAE": 8, "KL": 1, "PCA": 6, "JPEG": 14, "WebP": 14}
+    assert {kind: len(rows) for kind, rows in kinds.items()} == {"VAE": 8, "KL": 1, "PCA": 8, "JPEG": 14, "WebP": 14}
     for kind in ("VAE", "PCA"):
         assert all(size == pytest.approx(bare + HEADER, abs=0.11) for size, bare, _ in kinds[kind])
-        assert sorted(kinds[kind], reverse=True) == kinds[kind], "coarser steps take fewer bytes"
+        sizes = np.array([bare for _, bare, _ in kinds[kind]])
+        assert sizes[0] > 1.5 * sizes[-1] and (np.diff(sizes) < 0.2).all(), "coarser steps take fewer bytes"
     assert kinds["VAE"][0][2] > kinds["VAE"][-1][2], "and finer ones give better pictures"
     assert pictures_in(room[0] / "runs/09_compress") == {"bytes_and_psnr.png", "at_equal_bytes.png"}
 
@@ -122,7 +123,7 @@ def test_what_cannot_be_encoded_or_decoded_is_one_line(room, lesson, tmp_path):
         ("encode face.png folder.vaez", 1, "folder.vaez"),
         ("encode face.png face.png", 2, "encode writes .vaez files, and face.png is not named so"),
         ("encode face.png a.vaez --crop 148", 1, "face.png has 16x16 pixels, too few for a crop of 148"),
-        ("--step 9 encode face.png a.vaez", 2, "codec.npz was made for; leave --step out"),
+        ("--step 8 encode face.png a.vaez", 2, "codec.npz was made for; leave --step out"),
         ("encode face.png", 2, "the following arguments are required: OUT.vaez"),
         ("encode face.png a.vaez --checkpoint none.npz", 2, "there is no checkpoint none.npz; lesson 03"),
         ("decode face.png a.png", 1, "face.png is no .vaez file"),

@@ -241,3 +241,5 @@ def test_frechet_distance_is_zero_for_equal_sets_and_falls_with_the_number_of_ve
 def test_frechet_distance_of_what_does_not_fit_is_one_line(a, b):
     with pytest.raises(InputError, match=r"^expected vectors \(M, D\) and \(N, D\), one or more each, got shapes .*$"):
         frechet_distance(np.ones(a), np.ones(b))
+    with pytest.raises(InputError, match="the vectors have values that are not finite"):
+        frechet_distance(np.ones((5, 3)), np.full((5, 3), np.nan))

@@ -53,7 +53,7 @@ def draw_plane(path, rows, curve, sigma):
     ax.plot([], [], color="tab:orange", label="D + beta R is constant")
     ax.set(xscale="symlog", yscale="log", xlim=(-0.15, 4 * points[:, 0].max() + 1),
            ylim=(points[:, 1].min() / 2.5, 4 * points[:, 1].max()),
-           title="beside each model: a held-out face through a sampled code, and a sample from N(0, I)",
+           title="beside each model: a held-out face through a sampled code, and a new one",
            xlabel="rate R, nats per image (linear up to 2, then logarithmic)",
            ylabel=f"distortion D, nats per image at sigma = {sigma} (logarithmic)")
     to_axes = ax.transData + ax.transAxes.inverted()

@@ -15,7 +15,7 @@ from vae_np.train import to_float
 
 def add_commands(parser):
     """Add --step, `encode IN OUT` and `decode IN OUT` to a parser with --checkpoint; args.command tells which."""
-    parser.add_argument("--step", type=positive, default=2.0, help="width of the steps that codes are rounded to, in "
+    parser.add_argument("--step", type=positive, default=9.0, help="width of the steps that codes are rounded to, in "
                         "posterior deviations")
     commands = parser.add_subparsers(dest="command", metavar="encode | decode", help="one file, instead of the lesson")
     for name, source, target in (("encode", "IN.png", "OUT.vaez"), ("decode", "IN.vaez", "OUT.png")):

@@ -144,11 +144,14 @@ def frechet_distance(a, b):
     PrincipalComponents, it needs none; the unit is then squared pixel differences, summed over the image.
 
     It is 0 for equal sets, and above 0 for two sets of one distribution: the fewer vectors, the more. Compare sets of
-    one size, with two sets of real faces as the scale. Raises InputError for arrays that do not fit, or are empty.
+    one size, with two sets of real faces as the scale. Raises InputError for arrays that do not fit, are empty, or hold
+    values that are not finite.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not (len(a) and len(b)):
         raise InputError(f"expected vectors (M, D) and (N, D), one or more each, got shapes {a.shape} and {b.shape}")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise InputError("the vectors have values that are not finite")
     m1, m2 = a.mean(axis=0), b.mean(axis=0)
     c1, c2 = (a - m1).T @ (a - m1) / len(a), (b - m2).T @ (b - m2) / len(b)
     # C1 C2 has the eigenvalues of R C2 R, which is symmetric, with R = C1^(1/2); rounding may make a 0 negative.
