@@ -67,7 +67,7 @@ def fitted(name, seed=0):
     """A prior of this kind, fitted to clouds of 5 dimensions that are nowhere near N(0, I)."""
     rng = np.random.default_rng(seed)
     mu = 2 + 3 * rng.standard_normal((60, 5), dtype=np.float32)
-    few = {"flow": {"epochs": 1}, "mixture": {"components": 3, "max_steps": 3}}.get(name, {})
+    few = {"flow": {"steps": 2}, "mixture": {"components": 3, "max_steps": 3}}.get(name, {})
     return prior_kind(name).fit(mu, np.zeros_like(mu), rng, **few)
 
 

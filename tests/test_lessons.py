@@ -169,7 +169,7 @@ def test_lesson_4(room):
 @pytest.mark.parametrize("asked_for", [["mixture"], pytest.param(
     [None, "mixture", None, "standard", None], marks=pytest.mark.slow)], ids=["once", "one after the other"])
 def test_lesson_5_stores_the_prior_that_is_asked_for_and_uses_it_from_then_on(room, tmp_path, asked_for):
-    path, prior, samples = Path(shutil.copy(room / "runs/03_train/checkpoint.npz", tmp_path)), "standard", {}
+    path, prior, samples = Path(shutil.copy(room / "runs/03_train/checkpoint.npz", tmp_path)), "gaussian", {}
     for name in asked_for:
         before, prior = path.read_bytes(), name or prior
         output = succeed("05_sample.py", "--checkpoint", path, "--data", room / "faces", "--out", tmp_path / "out",
@@ -179,7 +179,7 @@ def test_lesson_5_stores_the_prior_that_is_asked_for_and_uses_it_from_then_on(ro
         for kind, picture in ((prior, "samples.png"), ("standard", "standard_samples.png")):
             content = (tmp_path / "out" / picture).read_bytes()
             assert samples.setdefault(kind, content) == content
-    assert len(set(samples.values())) == 2
+    assert len(set(samples.values())) == len(samples) >= 2
     assert "|| N(0, I)):" in output
     table = re.findall(r"^(\S+) +(-?[\d.]+) +(-?[\d.]+) +(-?[\d.]+) +[\d.]+$", output, re.MULTILINE)
     assert [name for name, *_ in table] == ["standard", "gaussian", "mixture", "flow"]

@@ -32,31 +32,17 @@ RIGHT_ANGLE = math.pi / 2  # where noise has become a code
 FEW = 8  # dimensions; in as few, a trace is taken element by element
 
 
-class Residual(Sequential):
-    """Layers f that add to their input (He et al. 2016): y = x + f(x), and backwards dx = dy + f.backward(dy)."""
-
-    def forward(self, x):
-        return x + super().forward(x)
-
-    def backward(self, dy):
-        return dy + super().backward(dy)
-
-
 class Velocity:
-    """v(z, a) of codes z (N, Z) at angles a (N, 1), or at one for all: dense layers, six of them in residual blocks.
+    """v(z, a) of codes z (N, Z) at angles a (N, 1), or at one for all: two dense layers with max(0, x) between them.
 
-    The last layer, and the last of each block, has weights 0 at first: blocks then change nothing, and v is 0.
-    All parameters are views into the flat array `values`, their gradients into `grads`.
+    The second layer has weights 0 at first, so that v is 0. All parameters are views into the flat array `values`,
+    their gradients into `grads`.
     """
 
-    def __init__(self, latent_dim, rng, width=256, dtype="float32"):
+    def __init__(self, latent_dim, rng, width=1024, dtype="float32"):
         self.latent_dim, self.frequencies = latent_dim, xp.arange(1, WAVES + 1, dtype=dtype)
-        layers = [Dense(latent_dim + 2 * WAVES, width, rng, dtype=dtype)]
-        for _ in range(3):
-            first, second = LeakyReLU(0.2), LeakyReLU(0.2)
-            layers.append(Residual(first, Dense(width, width, rng, first.gain, dtype),
-                                   second, Dense(width, width, rng, 0.0, dtype)))
-        self.network = Sequential(*layers, LeakyReLU(0.2), Dense(width, latent_dim, rng, 0.0, dtype))
+        self.network = Sequential(Dense(latent_dim + 2 * WAVES, width, rng, dtype=dtype), LeakyReLU(0.0),
+                                  Dense(width, latent_dim, rng, gain=0.0, dtype=dtype))
         self.values, self.grads = pack(self.network.parameters)
 
     def forward(self, z, angle):
@@ -124,20 +110,18 @@ class FlowPrior:
         self.arrays = {"values": values, **self.gaussian.arrays}
 
     @classmethod
-    def fit(cls, mu, log_var, rng, epochs=48, batch_size=256, learning_rate=2e-3):
-        """Learn from codes of the posteriors, each drawn anew in every epoch."""
+    def fit(cls, mu, log_var, rng, steps=2400, batch_size=256, learning_rate=2e-3):
+        """Learn from codes of the posteriors, chosen and drawn anew in every step."""
         gaussian, velocity = GaussianPrior.fit(mu, log_var, rng), Velocity(mu.shape[1], rng)
-        adam, starts = Adam(velocity.values, velocity.grads), range(0, len(mu), batch_size)
-        steps = epochs * len(starts)
-        with one_blas_thread(), tqdm(total=steps, desc="flow", unit="step", leave=False) as bar:
-            for _ in range(epochs):
-                codes = gaussian.whiten(draw(mu, log_var, rng)[rng.permutation(len(mu))]).astype(np.float32)
-                for z1 in (codes[start : start + batch_size] for start in starts):
-                    z0 = rng.standard_normal(z1.shape, dtype=np.float32)
-                    angle = RIGHT_ANGLE * rng.random((len(z1), 1), dtype=np.float32)
-                    velocity.loss_and_gradient(to_device(z0), to_device(z1), to_device(angle))
-                    adam.update(learning_rate_at(adam.step, steps, learning_rate, warmup_steps=100))
-                    bar.update()
+        adam = Adam(velocity.values, velocity.grads)
+        with one_blas_thread():
+            for step in tqdm(range(steps), desc="flow", unit="step", leave=False):
+                rows = rng.integers(len(mu), size=batch_size)
+                z1 = gaussian.whiten(draw(mu[rows], log_var[rows], rng)).astype(np.float32)
+                z0 = rng.standard_normal(z1.shape, dtype=np.float32)
+                angle = RIGHT_ANGLE * rng.random((batch_size, 1), dtype=np.float32)
+                velocity.loss_and_gradient(to_device(z0), to_device(z1), to_device(angle))
+                adam.update(learning_rate_at(step, steps, learning_rate, warmup_steps=100))
         return cls(to_cpu(velocity.values), gaussian.mean, gaussian.covariance)
 
     @staticmethod
