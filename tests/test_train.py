@@ -198,7 +198,7 @@ def test_sigma_follows_the_errors_of_training_steps_and_of_nothing_else(ramps, t
     expected, pixels = [trainer.likelihood.sigma], 16 * 16 * 3
 
     def after_step():
-        variance, (recon, *_) = expected[-1] ** 2, trainer.terms[-1] if trainer.terms else trainer.waiting[-1]
+        variance, (recon, *_) = expected[-1] ** 2, (trainer.waiting or trainer.terms)[-1]
         error = variance * (2 * float(recon) / pixels - math.log(2 * math.pi * variance))
         expected.append(math.sqrt(0.9 * variance + 0.1 * error))
         assert float(trainer.likelihood.sigma) == pytest.approx(expected[-1], rel=1e-5)
