@@ -154,9 +154,9 @@ print(f"{args.out}/reconstructions.png, kl_by_dimension.png, metrics.json")
 # principal components on toy faces, 0.8 dB on CelebA, although its code has noise on it: a shortcut does what they do,
 # and convolutions what they cannot, such as to move an edge. L_1 is about the ELBO, above or below, since each takes
 # one code for an image, and not the same one. L_8 is above both, and L_64 above L_8. Each step takes eight times the
-# codes and adds less; log p(x) is higher still. The sigma that would charge as much is the typical error: that is what
-# calibrated means. With --likelihood bernoulli (lesson 3) it is five times that: it charges little for errors, which is
-# why it blurs. All 128 dimensions say something, and none says much.
+# codes and adds less; log p(x) is higher still. The sigma that would charge as much is the model's own, and 5% below
+# the typical error of new faces: it was calibrated on training faces. With --likelihood bernoulli (lesson 3) it is five
+# times that: it charges little for errors, which is why it blurs. All 128 dimensions say something, and none says much.
 #
 # Exercises
 # 1. Draw 10 codes for one face and average their reconstructions. Is the average closer to the face than one of them?

@@ -182,11 +182,10 @@ print(f"{args.out}/bytes_and_psnr.png, at_equal_bytes.png; {codec_path}")
 # better than it ever gets. Nor does it come for nothing: the reader holds a model of 9 MB (in a checkpoint of 31, with
 # what it takes to train on and a prior), which is of use for faces alone. The principal components hold 6 MB, and are
 # the rival to be afraid of: from forty bytes of code on, the VAE is a decibel ahead of them (CelebA: half a decibel),
-# below thirty they win, and they never reach what it says in fifty.
-#
-# Steps of a few deviations cost little quality, the knee is near 9: Z dimensions of noise move the picture by about Z
-# sigma^2 in all, against the H W C sigma^2 that is lost anyway. For a Bernoulli model (lesson 3's --likelihood
-# bernoulli), whose codes say less, it is about 2.
+# at some thirty they draw level (CelebA: and pass it), and they never reach what it says in fifty. Steps of a few
+# deviations cost little quality, the knee is near 9: Z dimensions of noise move the picture by about Z sigma^2 in all,
+# against the H W C sigma^2 that is lost anyway. For a Bernoulli model (lesson 3's --likelihood bernoulli), whose codes
+# say less, it is about 2.
 #
 # Exercises
 # 1. Decode each rounded value to the mean of the training codes that were rounded to it. What does that gain at step 6?

@@ -91,7 +91,7 @@ class Dense(Layer):
         backward   dW = rate x^T dy     db = sum of dy over N     dx = rate dy W^T
 
     W is drawn 1 / rate as large, so that a rate changes nothing but what is learned: Adam moves all weights by about
-    the learning rate, and y, a sum of many inputs, by `rate` as much as it would (Karras et al. 2018, section 4.1).
+    the learning rate, and y, a sum of many inputs, by `rate` times as much as without (Karras et al. 2018).
     """
 
     def __init__(self, inputs, outputs, rng, gain=1.0, dtype="float32", rate=1.0):

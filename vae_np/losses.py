@@ -107,9 +107,9 @@ class CalibratedGaussian(Gaussian):
 
         sigma^2  <-  sigma^2 + 0.1 [mean of (x - m)^2 - sigma^2]      after each step
 
-    Where d recon / d sigma = 0, sigma^2 is the mean of (x - m)^2: so errors cost as much as they are improbable, and
-    nobody has to choose (sigma-VAE, Rybkin, Daniilidis and Levine 2021, who take the mean over the batch at hand; a
-    running mean is known before the batch is). The gradient is that of a Gaussian with the sigma of the moment.
+    Where d recon / d sigma = 0, sigma^2 is the mean of (x - m)^2: so nobody has to choose (sigma-VAE, Rybkin,
+    Daniilidis and Levine 2021, who take the mean over the batch at hand; a running mean is known before the batch is).
+    The gradient is that of a Gaussian with the sigma of the moment.
     """
 
     name = "calibrated"

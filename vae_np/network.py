@@ -1,19 +1,20 @@
 """The two networks of a VAE: convolutions, and a shortcut beside them.
 
     encoder   for every entry of channels a 4x4 convolution of stride 2 and LeakyReLU(0.2), then one dense layer
-    decoder   dense, LeakyReLU, and the mirror image in 4x4 transposed convolutions of stride 2, none behind the last
-    shortcut  one dense layer from a picture of a quarter of the size, or to one that is then enlarged; both add up
+    decoder   dense, LeakyReLU, and the mirror image in 4x4 transposed convolutions, no LeakyReLU behind the last
+    shortcut  encoder: the mean over 4x4 pixels, and a dense layer; decoder: a dense layer to a picture as small, each
+              pixel of which is repeated 4x4 times; what comes of both paths is added
 
-A deep network learns what varies little, such as the hue of a background, long after what varies much, since all its
-layers have to find it (Saxe, McClelland and Ganguli 2014). A single layer finds it in the first epoch. So what is
-large and linear goes by the shortcut, as in principal components, and the convolutions learn the rest.
+A deep network may take long to find a direction in which images vary, such as the hue of a background: all its layers
+have to find it together (Saxe, McClelland and Ganguli 2014 have the theory, for linear ones). With one layer on each
+side it takes an epoch. So what is large and linear goes by the shortcut, as in principal components.
 """
 
 from vae_np.conv import Conv2d, ConvTranspose2d, Enlarge, Shrink
 from vae_np.errors import InputError
 from vae_np.layers import Dense, LeakyReLU, Reshape, Sequential, Sum
 
-QUARTER = 4  # pixels become one, in both directions
+QUARTER = 4  # 4x4 pixels become one
 
 
 def check_settings(image_size, channels, latent_dim):
@@ -36,7 +37,7 @@ def stage(convolution, inputs, outputs, rng, dtype):
 
 
 def build_encoder(image_size, channels, latent_dim, shortcut, rate, rng, dtype):
-    """Images (N, S, S, 3) -> (N, 2 * latent_dim), what mu and log_var are made of; the dense layers learn at `rate`."""
+    """Images (N, S, S, 3) -> (N, 2 * latent_dim), what mu and log_var are made of; dense weights learn at `rate`."""
     layers, inputs = [], 3
     for outputs in channels:
         layers += stage(Conv2d, inputs, outputs, rng, dtype)

@@ -30,8 +30,8 @@ class Settings:
     mirror: bool = True  # each image, or not, at random
     likelihood: str = "calibrated"
     sigma: float | None = None  # of the Gaussian likelihood
-    # Calibrated, most norms are above it at 64x64, and all steps' gradients about as long: one bad batch cannot throw
-    # the model off its way. (Norms go with 1 / sigma^2; for Bernoulli, 500 to 5,000 are usual.)
+    # Twice what is usual at 64x64, calibrated: one bad batch cannot throw the model off its way. Norms go with
+    # 1 / sigma^2; for Bernoulli, 500 to 5,000 are usual.
     max_gradient_norm: float = 1e4
     seed: int = 0
     limit: int | None = None  # what is given to Training are the first `limit` images only

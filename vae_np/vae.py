@@ -44,10 +44,10 @@ class VAE(Replaceable):
 
     centred   The encoder sees 4 (x - 1/2), numbers around 0 with a deviation of about 1. All that images have in common
               it would have to learn to take off first (LeCun et al. 1998, "Efficient BackProp").
-    steady    The encoder's last layers sum up thousands of numbers: a step of Adam makes what they say jump. So they
-              learn at a tenth of the rate; and of h, the second half of what they say, log_var = -log(1 + exp(h)).
-              Precisions add up: the prior's is 1, what the image says adds exp(h), and the posterior's variance, 1 /
-              (1 + exp(h)), is never above the prior's, while exp(h) itself may be beyond all numbers after one step.
+    steady    The encoder's last layers sum up thousands of numbers: a step of Adam makes what they say jump. So their
+              weights learn at a tenth of the rate; and of h, the second half of what they say, log_var = -log(1 +
+              exp(h)). Precisions add up: the prior's is 1, what the image says adds exp(h), and the posterior's
+              variance, 1 / (1 + exp(h)), is never above the prior's; with log_var = h it could overflow after one step.
     shortcut  One dense layer beside each of the two networks; see network.py.
 
     image_size must be divisible by 2^len(channels). seed fixes the initial weights. dtype is float32, or float64 for
@@ -96,7 +96,7 @@ class VAE(Replaceable):
         dmu_through_z, dlog_var_through_z = self.reparameterization.backward(self.decoder.backward(dlogits))
         dmu, dlog_var = dmu + dmu_through_z, dlog_var + dlog_var_through_z
         if self.settings["steady"]:
-            dlog_var *= xp.exp(self.log_var) - 1  # d log_var / dh = -exp(h) / (1 + exp(h)), and the variance minus 1
+            dlog_var *= xp.exp(self.log_var) - 1  # d log_var / dh = -exp(h) / (1 + exp(h)), the variance minus 1
         self.encoder.backward_parameters(xp.concatenate([dmu, dlog_var], axis=1))
 
     def loss_and_gradient(self, x, eps, likelihood, beta=1.0):

@@ -5,8 +5,9 @@ Take noise z0 from N(0, I), a code z1, and the arc that leads from one to the ot
     z_a = cos(a) z0 + sin(a) z1        its velocity   dz_a / da = cos(a) z1 - sin(a) z0
 
 Arcs cross, and a point z does not say which one it is on. So let all that is there move at the mean velocity of the
-arcs through it, v(z, a) = E[dz_a / da | z_a = z]. As much of it comes and goes everywhere as on the arcs, and so z is
-distributed as z_a at every angle: at 0 as the noise, at pi/2 as the codes. Least squares finds means, and v with them:
+arcs through it, v(z, a) = E[dz_a / da | z_a = z]. It carries as much probability through every point as the arcs do
+(the continuity equation), and so z is distributed as z_a at every angle: at 0 as the noise, at pi/2 as the codes. Least
+squares finds means, and v with them:
 
     loss = E |v(z_a, a) - dz_a / da|^2        over z0 from N(0, I), codes z1, and a uniform between 0 and pi/2
 
