@@ -12,11 +12,11 @@ from tools.common import SEED, add_checkpoint, command_line, encode_all, open_ch
 
 import numpy as np
 
+from tools.training import FITTED
 from vae_np.run import checkpoint
-from vae_np.study import pictures
+from vae_np.study import pictures, principal_components
 from vae_np.study.judge import judge
 from vae_np.study.metrics import frechet_distance
-from vae_np.study.principal_components import PrincipalComponents
 from vae_np.study.priors import PRIORS, draw, prior_kind
 from vae_np.train import to_float
 
@@ -46,7 +46,7 @@ pictures.save(args.out / "standard_samples.png", pictures.grid(samples, 12), sca
 # were N(0, I), samples from the prior would be as good as reconstructions. But training pulls only as far as it pays:
 # the more codes have to say about faces, the less N(0, I) describes them. Their mean and covariance are known exactly
 # from mu and log_var: covariance of z = covariance of mu + mean of the variances.
-mu, log_var = encode_all(model, train[spread(20_000, len(train))], "encoding training faces")
+mu, log_var = encode_all(model, train[spread(FITTED, len(train))], "encoding training faces")
 mean = mu.mean(axis=0)
 covariance = (mu - mean).T @ (mu - mean) / len(mu) + np.diag(np.exp(log_var).mean(axis=0))
 
@@ -117,31 +117,31 @@ for name, prior in priors.items():
 #   Frechet    The distance of two Gaussians, of the mean and covariance of both sets' principal components.
 #   nearest    How far a code is from the nearest code of a training face. A prior that gave training codes back would
 #              deceive the other two, and stand out here, far below the held-out faces.
-def nearest(rows, others):
-    """For each of rows (N, D), the distance to the nearest of others (M, D), and which that is."""
-    best, index = np.full(len(rows), np.inf), np.zeros(len(rows), int)
-    for start in range(0, len(others), 1024):  # |a - b|^2 = |a|^2 - 2 a.b + |b|^2, all of a part in one product
-        part = others[start : start + 1024]
-        squares = (rows**2).sum(axis=1)[:, None] - 2 * rows @ part.T + (part**2).sum(axis=1)
+def nearest(vectors, parts):
+    """For each of vectors (N, D), the distance to the nearest row of parts, each (M, D), and which that is of all."""
+    best, index, start = np.full(len(vectors), np.inf), np.zeros(len(vectors), int), 0
+    for part in parts:  # |a - b|^2 = |a|^2 - 2 a.b + |b|^2, all of a part in one product
+        squares = (vectors**2).sum(axis=1)[:, None] - 2 * vectors @ part.T + (part**2).sum(axis=1)
         closest, where = squares.min(axis=1), squares.argmin(axis=1)
         closer = closest < best
         best[closer], index[closer] = closest[closer], start + where[closer]
+        start += len(part)
     return np.sqrt(np.maximum(best, 0)), index  # rounding may leave a little less than 0
 
 
 some = train[spread(5_000, len(train))]
-pca = PrincipalComponents.fit(some, min(64, len(some) - 1))
+pca = principal_components.PrincipalComponents.fit(some, min(64, len(some) - 1))
 decoded = model.decode(unseen)
 again = spread(count, len(mu))  # what a prior would draw that had learned training faces by heart
 drawn = {"training faces": draw(mu[again], log_var[again], rng)}
 drawn |= {name: prior.sample(count, np.random.default_rng([args.seed, 1])) for name, prior in priors.items()}
 print(f"{f'{count:,} codes of':20s}  area under the curve    Frechet distance    nearest training code (held-out "
-      f"faces: {np.median(nearest(unseen, z)[0]):.2f})")
+      f"faces: {np.median(nearest(unseen, [z])[0]):.2f})")
 for name, codes in drawn.items():
     y = model.decode(codes)
     area, error = judge(decoded, y, args.seed)
     distance = frechet_distance(pca.encode(decoded), pca.encode(y))
-    print(f"{name:20s}{area:14.3f} +- {error:.3f}{distance:20.2f}{np.median(nearest(codes, z)[0]):25.2f}", flush=True)
+    print(f"{name:20s}{area:14.3f} +- {error:.3f}{distance:20.2f}{np.median(nearest(codes, [z])[0]):25.2f}", flush=True)
 
 columns = 10
 rows = [(name, model.decode(prior.sample(columns, np.random.default_rng(args.seed)))) for name, prior in priors.items()]
@@ -166,15 +166,16 @@ pictures.save(args.out / "temperatures.png", pictures.labelled_rows(rows))
 # %% Memorised?
 # And in pixels: is a sample a face that was in the training set? The root of the mean squared difference of a pixel
 # tells how far the nearest one is; reconstructions of held-out faces, which nobody can have memorised, give the scale.
-pixels = model.image_size**2 * 3
-everyone = to_float(some).reshape(-1, pixels)
 reconstructions = model.reconstruct(to_float(held_out[spread(48, len(held_out))]))
-drawn_from = model.prior.name if model.prior else "standard"
-for name, those in (("reconstructed held-out faces", reconstructions), (f"samples ({drawn_from})", samples)):
-    distance, index = nearest(those.reshape(-1, pixels), everyone)
-    print(f"{name}: on average {distance.mean() / math.sqrt(pixels):.3f} from the nearest training face")
-assert nearest(everyone[:1], everyone)[0][0] < 0.05 * math.sqrt(pixels), "a training face is its own nearest"
-rows = [("sample", samples[:10]), ("nearest", np.stack([to_float(some[i]) for i in index[:10]]))]
+everybody = np.concatenate([samples, reconstructions, to_float(train[:1])]).reshape(-1, samples[0].size)
+distance, index = nearest(everybody, principal_components.rows(train))
+distance /= math.sqrt(samples[0].size)
+print(f"samples ({model.prior.name if model.prior else 'standard'}): on average {distance[: len(samples)].mean():.3f} "
+      f"from the nearest training face; reconstructed held-out faces: {distance[len(samples) : -1].mean():.3f}")
+assert distance[-1] < 0.01, "a training face is its own nearest, at distance 0"
+naive = np.sqrt(np.mean((samples[0] - to_float(train[index[0]])) ** 2))
+assert np.isclose(distance[0], naive, rtol=1e-3, atol=1e-3), "the matrix product must give the distance"
+rows = [("sample", samples[:10]), ("nearest", to_float(train[index[:10]]))]
 pictures.save(args.out / "nearest.png", pictures.labelled_rows(rows))
 print(f"{args.out}/standard_samples.png, aggregate_posterior.png, priors.png, samples.png, temperatures.png, "
       "nearest.png")
