@@ -170,14 +170,14 @@ fit_prior(args.prior, checkpoint_path, trainer.model, images[0], settings.seed)
 print(f"{checkpoint_path} samples from the {args.prior} prior, fitted to the codes of training faces")
 
 # %% What is learned first?
-# Smaller models for smaller faces: convolutions alone, and an encoder that sees x as it is; one that sees 4 (x - 1/2);
-# the same with a shortcut, as the model above. After each epoch: how much of each principal component, a direction in
-# which faces vary, is still missing in the reconstructions of held-out ones?
-panels, small_faces, held_out = {}, resized(images[0][:2000], 32), resized(images[1][:500], 32)
-for title, parts in (("convolutions that see x", {"centred": False, "shortcut": False}),
-                     ("convolutions that see 4 (x - 1/2)", {"shortcut": False}), ("with a shortcut", {})):
-    panels[title] = missing_after_each_epoch(VAE(32, (16, 32, 64), 64, **parts), small_faces, held_out, epochs=4)
-    print(f"{title}: of the ninth component, {panels[title][-1][:9][-1]:.0%} is missing in the end")
+# Small models for small faces: convolutions that see x as it is, that see 4 (x - 1/2), and with a shortcut, as above.
+# After each epoch: how much of each principal component is still missing in the reconstructions of held-out faces?
+small_faces, held_out, sizes = resized(images[0][:2000], 32), resized(images[1][:500], 32), (32, (16, 32, 64), 64)
+models = {"convolutions that see x": VAE(*sizes, centred=False, shortcut=False),
+          "convolutions that see 4 (x - 1/2)": VAE(*sizes, shortcut=False), "with a shortcut": VAE(*sizes)}
+panels = missing_after_each_epoch(models, small_faces, held_out, epochs=4)
+for title, epochs in panels.items():
+    print(f"{title}: of the ninth component, {epochs[-1][:9][-1]:.0%} is missing in the end")
 plot_directions(args.out / "directions.png", panels)
 print(f"{checkpoint_path}, and beside it history.csv, losses.png, progress.png, directions.png\n"
       f"next: python lessons/04_reconstruct.py --checkpoint {checkpoint_path}")

@@ -76,18 +76,20 @@ def resized(images, size):
     return np.stack([np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BOX)) for image in images])
 
 
-def missing_after_each_epoch(model, images, held_out, epochs):
-    """Train a model on uint8 images, and look at held-out ones after each epoch: a list of arrays (K,).
+def missing_after_each_epoch(models, images, held_out, epochs):
+    """Train each of {title: model} on uint8 images, and look at held-out ones after each epoch: {title: [(K,), ...]}.
 
     Of each principal component's variance, the share that errors of the reconstructions have; K is 64 at the most.
     """
     with one_blas_thread():  # on images as small, more take longer
-        components = PrincipalComponents.fit(images, min(64, model.image_size**2))
-    x, training, shares = to_float(held_out), Training(model, images, Settings(epochs=epochs)), []
-    codes = components.encode(x)
-    for _ in range(epochs):
-        for _ in training.steps():
-            pass
-        missing = components.encode(model.reconstruct(x)) - codes
-        shares.append((missing**2).mean(axis=0) / (codes**2).mean(axis=0))
-    return shares
+        components = PrincipalComponents.fit(images, min(64, images[0].size))
+        x, missing = to_float(held_out), {title: [] for title in models}
+        codes = components.encode(x)
+        for title, model in models.items():
+            training = Training(model, images, Settings(epochs=epochs))
+            for _ in range(epochs):
+                for _ in training.steps():
+                    pass
+                errors = components.encode(model.reconstruct(x)) - codes
+                missing[title].append((errors**2).mean(axis=0) / (codes**2).mean(axis=0))
+    return missing
