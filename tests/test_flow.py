@@ -15,8 +15,6 @@ from vae_np.study import flow
 from vae_np.study.flow import RIGHT_ANGLE, FlowPrior, Velocity, heun, probes_for
 from vae_np.study.priors import GaussianPrior
 
-COVARIANCE = np.array([[2.0, 0.5], [0.5, 1.0]])
-
 
 def random_velocity(latent_dim, rng):
     """A field as no training has made it: one that has just been made is 0 everywhere."""
@@ -34,10 +32,10 @@ def ring(count, seed):
 
 
 def fit(mu, log_var, steps):
-    """A flow of a smaller network than usual."""
+    """A flow of a smaller network than usual, whose weights are left to grow."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flow, "Velocity", functools.partial(Velocity, width=256))
-        return FlowPrior.fit(mu, log_var, np.random.default_rng(0), steps, batch_size=100, learning_rate=5e-3)
+        return FlowPrior.fit(mu, log_var, np.random.default_rng(0), steps, 100, learning_rate=5e-3, decay=0)
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +165,14 @@ def test_the_density_integrates_to_1(fitted):
 def test_it_learns_from_codes_of_the_posteriors_and_not_from_their_means():
     mu = np.zeros((1000, 2), np.float32)
     assert_like_draws(fit(mu, mu, steps=100).sample(500, np.random.default_rng(1)), 0, 1)
+
+
+def test_few_codes_are_not_learned_by_heart():
+    rng = np.random.default_rng(1)
+    mu, new = rng.standard_normal((2, 600, 30), dtype=np.float32)
+    prior, other = (FlowPrior.fit(mu, 0 * mu - 8, np.random.default_rng(0), decay=decay) for decay in (1, 0))
+    assert prior.log_density(new).mean() > prior.gaussian.log_density(new).mean() - 0.8
+    assert np.linalg.norm(prior.arrays["values"]) < np.linalg.norm(other.arrays["values"])
 
 
 def test_a_lower_temperature_keeps_codes_nearer_to_one_place(fitted):

@@ -111,8 +111,13 @@ class FlowPrior:
         self.arrays = {"values": values, **self.gaussian.arrays}
 
     @classmethod
-    def fit(cls, mu, log_var, rng, steps=2400, batch_size=256, learning_rate=2e-3):
-        """Learn from codes of the posteriors, chosen and drawn anew in every step."""
+    def fit(cls, mu, log_var, rng, steps=None, batch_size=256, learning_rate=2e-3, decay=1.0):
+        """Learn from codes of the posteriors, chosen and drawn anew in every step.
+
+        Few would be learned by heart: two of them make for a step, up to 2,400, unless `steps` says how many; and each
+        step shrinks the parameters by rate * decay (AdamW, Loshchilov and Hutter 2019).
+        """
+        steps = steps or min(2400, math.ceil(len(mu) / 2))
         gaussian, velocity = GaussianPrior.fit(mu, log_var, rng), Velocity(mu.shape[1], rng)
         adam = Adam(velocity.values, velocity.grads)
         with one_blas_thread():
@@ -122,7 +127,9 @@ class FlowPrior:
                 z0 = rng.standard_normal(z1.shape, dtype=np.float32)
                 angle = RIGHT_ANGLE * rng.random((batch_size, 1), dtype=np.float32)
                 velocity.loss_and_gradient(to_device(z0), to_device(z1), to_device(angle))
-                adam.update(learning_rate_at(step, steps, learning_rate, warmup_steps=100))
+                rate = learning_rate_at(step, steps, learning_rate, warmup_steps=100)
+                velocity.values *= 1 - rate * decay
+                adam.update(rate)
         return cls(to_cpu(velocity.values), gaussian.mean, gaussian.covariance)
 
     @staticmethod

@@ -7,7 +7,7 @@ when x is any training face, is
 
 and the better a model reconstructs, the less q(z) looks like N(0, I). The decoder has learned from codes of q(z), so a
 density that is fitted to q(z) after training gives better samples (Dai and Wipf 2019; Ghosh et al. 2020). All priors
-(see also mixture.py and flow.py) live on the host and have
+(see also mixture.py and flow.py) take NumPy arrays, return them, and have
 
     fit(mu, log_var, rng)                 from the posteriors of training faces, (N, Z) both, NumPy arrays
     sample(count, rng, temperature=1.0)   codes (count, Z), float32; a lower temperature keeps them nearer to a centre
