@@ -19,7 +19,7 @@ from vae_np.train import to_float
 
 parser = command_line(__doc__, "runs/01_data")
 add_data(parser)
-parser.add_argument("--components", type=POSITIVE, default=128, help="principal components to keep")
+parser.add_argument("--components", type=POSITIVE, default=160, help="principal components to keep")
 args = parse(parser)
 dataset = open_dataset(args.data)
 train = dataset.split("train")

@@ -30,7 +30,7 @@ parser = command_line(__doc__, "runs/02_model")
 parser.add_argument("--image-size", type=POSITIVE, default=64, help="image size of the last table's model")
 parser.add_argument("--channels", type=POSITIVE, nargs="+", default=[24, 48, 96, 192],
                     help="channels of its convolutions")
-parser.add_argument("--latent-dim", type=POSITIVE, default=128, help="numbers in its code")
+parser.add_argument("--latent-dim", type=POSITIVE, default=160, help="numbers in its code")
 parser.add_argument("--break", dest="bug", choices=["list", *BUGS], metavar="NAME",
                     help="plant a bug and see which check catches it, instead of the lesson; list names them")
 args = parse(parser)

@@ -32,7 +32,7 @@ def write(path, **arrays):
     (lambda path: write(path, values=np.arange(3)), "is damaged or no checkpoint"),
     (lambda path: write(path, info=np.array("no json")), "is damaged or no checkpoint"),
     (lambda path: write(path, info=np.array("[1]")), "is damaged or no checkpoint"),
-    (lambda path: write(path, info=np.array('{"format_version": 99}')), "version 99, this program reads 3 and 4"),
+    (lambda path: write(path, info=np.array('{"format_version": 99}')), "version 99, this program reads 3 and 5"),
 ])
 def test_anything_else_is_refused_in_one_line(tmp_path, damage, complaint):
     path = tmp_path / "checkpoint.npz"

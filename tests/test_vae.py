@@ -138,11 +138,11 @@ def test_image_sizes(size, rng):
 
 def test_the_default_model():
     model = VAE()
-    assert model.values.size == 2_255_891
+    assert model.values.size == 2_624_659
     shapes = [layer.weight.value.shape for layer in layers_of(model) if layer.parameters]
-    assert shapes == [(4, 4, 3, 24), (4, 4, 24, 48), (4, 4, 48, 96), (4, 4, 96, 192), (3072, 256), (768, 256),
-                      (128, 3072), (4, 4, 96, 192), (4, 4, 48, 96), (4, 4, 24, 48), (4, 4, 3, 24), (128, 768)]
-    assert repr(model) == ("VAE(image_size=64, channels=(24, 48, 96, 192), latent_dim=128): 2,255,891 parameters")
+    assert shapes == [(4, 4, 3, 24), (4, 4, 24, 48), (4, 4, 48, 96), (4, 4, 96, 192), (3072, 320), (768, 320),
+                      (160, 3072), (4, 4, 96, 192), (4, 4, 48, 96), (4, 4, 24, 48), (4, 4, 3, 24), (160, 768)]
+    assert repr(model) == ("VAE(image_size=64, channels=(24, 48, 96, 192), latent_dim=160): 2,624,659 parameters")
 
 
 def test_the_initial_weights_of_every_layer_are_like_draws_of_its_variance_and_the_seed_decides_them():
@@ -173,7 +173,7 @@ def test_the_initial_weights_of_every_layer_are_like_draws_of_its_variance_and_t
 
 def test_activations_keep_their_scale_through_the_whole_model(rng):
     model = VAE()
-    for network, shape in ((model.encoder, (8, 64, 64, 3)), (model.decoder, (8, 128))):
+    for network, shape in ((model.encoder, (8, 64, 64, 3)), (model.decoder, (8, 160))):
         h = to_device(rng.standard_normal(shape, dtype=np.float32))
         for layer in network.paths[0].layers:
             h = layer.forward(h)
@@ -198,7 +198,10 @@ def test_the_encoder_sees_centred_images_and_both_paths_add_up(rng):
     deep, straight = model.decoder.paths
     weight, bias = (to_cpu(parameter.value) for parameter in straight.parameters)
     small = (to_cpu(z) @ weight + bias).reshape(3, 4, 4, 3)
-    logits = to_cpu(deep.forward(z)) + small.repeat(4, axis=1).repeat(4, axis=2)
+    places = (np.arange(16) + 0.5) / 4 - 0.5  # of the pixels, between those of the small picture
+    for axis in (1, 2):
+        small = np.apply_along_axis(lambda line: np.interp(places, range(4), line), axis, small)
+    logits = to_cpu(deep.forward(z)) + small.astype(np.float32)
     np.testing.assert_allclose(model.decode(to_cpu(z)), to_cpu(sigmoid(to_device(logits))), rtol=1e-4, atol=1e-6)
     plain = VAE(**SMALL, centred=False, shortcut=False)
     np.testing.assert_allclose(plain.encode(to_cpu(x))[0], to_cpu(plain.encoder.paths[0].forward(x))[:, :5], rtol=1e-4,

@@ -5,6 +5,8 @@ is a matrix product; `fold` is its adjoint and adds each row back where unfold t
 a convolution read backwards. Both are made of the same two functions, with the roles swapped.
 """
 
+import functools
+
 from vae_np.backend import xp
 from vae_np.errors import InputError
 from vae_np.layers import Layer, Parameter, random_weight, sum_rows
@@ -166,35 +168,47 @@ class Shrink(Layer):
         self.factor = factor
 
     def forward(self, x):
-        return blocks(x, self.factor).mean(axis=2).mean(axis=3)
+        (n, h, w, c), f = x.shape, self.factor
+        return x.reshape(n, h // f, f, w // f, f, c).mean(axis=2).mean(axis=3)
 
     def backward(self, dy):
-        return repeated(dy / self.factor**2, self.factor)
+        (n, h, w, c), f = dy.shape, self.factor
+        return xp.broadcast_to(dy[:, :, None, :, None] / f**2, (n, h, f, w, f, c)).reshape(n, h * f, w * f, c)
 
 
 class Enlarge(Layer):
-    """Repeat each pixel, for a block of factor x factor pixels: x (N, H, W, C) -> y (N, H * factor, W * factor, C).
+    """Interpolate linearly between pixels: x (N, H, W, C) -> y (N, H * factor, W * factor, C).
 
-        backward   dx = sum of dy over the block
+    Along a column or a row, a small pixel whose centre lies t of the way from one large pixel's centre to the next is
+    1 - t times the one and t times the other; where there is no next, it is the one. As matrices U (H * factor, H) and
+    V (W * factor, W) of these weights, for each channel:
+
+        forward    y = U x V^T
+        backward   dx = U^T dy V
     """
 
     def __init__(self, factor):
         self.factor = factor
 
     def forward(self, x):
-        return repeated(x, self.factor)
+        _, h, w, _ = x.shape
+        return along_axes(x, interpolation(h, self.factor, x.dtype), interpolation(w, self.factor, x.dtype))
 
     def backward(self, dy):
-        return blocks(dy, self.factor).sum(axis=2).sum(axis=3)
+        _, h, w, _ = dy.shape
+        u, v = (interpolation(size // self.factor, self.factor, dy.dtype) for size in (h, w))
+        return along_axes(dy, u.T, v.T)
 
 
-def blocks(x, factor):
-    """A view of images (N, H, W, C) as blocks: (N, H / factor, factor, W / factor, factor, C)."""
+@functools.cache
+def interpolation(size, factor, dtype):
+    """The weights (size * factor, size) of linear interpolation between `size` pixels; see Enlarge."""
+    centres = (xp.arange(size * factor) + 0.5) / factor - 0.5
+    return xp.maximum(0, 1 - xp.abs(centres.clip(0, size - 1)[:, None] - xp.arange(size))).astype(dtype)
+
+
+def along_axes(x, a, b):
+    """Multiply every column of images x (N, H, W, C) by a (A, H), every row by b (B, W): (N, A, B, C)."""
     n, h, w, c = x.shape
-    return x.reshape(n, h // factor, factor, w // factor, factor, c)
-
-
-def repeated(x, factor):
-    """Images (N, H, W, C) with every pixel factor times in both directions: (N, H * factor, W * factor, C)."""
-    n, h, w, c = x.shape
-    return xp.broadcast_to(x[:, :, None, :, None], (n, h, factor, w, factor, c)).reshape(n, h * factor, w * factor, c)
+    y = a @ x.reshape(n, h, w * c)
+    return (b @ y.reshape(-1, w, c)).reshape(n, len(a), len(b), c)

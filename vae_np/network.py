@@ -2,8 +2,8 @@
 
     encoder   for every entry of channels a 4x4 convolution of stride 2 and LeakyReLU(0.2), then one dense layer
     decoder   dense, LeakyReLU, and the mirror image in 4x4 transposed convolutions, no LeakyReLU behind the last
-    shortcut  encoder: the mean over 4x4 pixels, and a dense layer; decoder: a dense layer to a picture as small, each
-              pixel of which is repeated 4x4 times; what comes of both paths is added
+    shortcut  encoder: the mean over 4x4 pixels, and a dense layer; decoder: a dense layer to a picture as small, which
+              is enlarged, 4 times as wide and high; what comes of both paths is added
 
 A deep network may take long to find a direction in which images vary, such as the hue of a background: all its layers
 have to find it together (Saxe, McClelland and Ganguli 2014 have the theory, for linear ones). With one layer on each

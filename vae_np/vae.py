@@ -56,7 +56,7 @@ class VAE(Replaceable):
     Raises InputError for settings that do not fit.
     """
 
-    def __init__(self, image_size=64, channels=(24, 48, 96, 192), latent_dim=128, seed=0, dtype="float32",
+    def __init__(self, image_size=64, channels=(24, 48, 96, 192), latent_dim=160, seed=0, dtype="float32",
                  centred=True, shortcut=True, steady=True):
         check_settings(image_size, channels, latent_dim)
         self.settings = {"image_size": image_size, "channels": list(channels), "latent_dim": latent_dim,

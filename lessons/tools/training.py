@@ -27,7 +27,7 @@ def training_options(lesson_doc, out):
     add_data(parser)
     parser.add_argument("--epochs", type=int, default=default.epochs, help="times through the training images")
     parser.add_argument("--batch-size", type=int, default=default.batch_size, help="images in a step")
-    parser.add_argument("--latent-dim", type=int, default=128, help="numbers in the code of a face")
+    parser.add_argument("--latent-dim", type=int, default=160, help="numbers in the code of a face")
     parser.add_argument("--channels", type=int, nargs="+", default=[24, 48, 96, 192],
                         help="channels of the encoder's convolutions")
     parser.add_argument("--likelihood", default=default.likelihood, choices=LIKELIHOODS,

@@ -15,7 +15,7 @@ import numpy as np
 from vae_np.disk.files import replacing
 from vae_np.errors import CheckpointError
 
-FORMAT_VERSION = 4  # 3 is older, and says the same of what it has
+FORMAT_VERSION = 5  # 3 is older, and says the same of what it has
 DIGITS = 64  # of a SHA-256
 
 

@@ -25,7 +25,7 @@ from vae_np.train import Settings, Training, to_float
 from vae_np.vae import VAE
 
 # The model that steps in other frameworks were written for: wider than the default, and nothing but convolutions.
-REFERENCE = {"channels": (32, 64, 128, 256), "centred": False, "shortcut": False, "steady": False}
+REFERENCE = {"channels": (32, 64, 128, 256), "latent_dim": 128, "centred": False, "shortcut": False, "steady": False}
 WARM_UP = 3  # steps that fill workspaces, and are not timed
 
 
