@@ -175,6 +175,9 @@ class Shrink(Layer):
         (n, h, w, c), f = dy.shape, self.factor
         return xp.broadcast_to(dy[:, :, None, :, None] / f**2, (n, h, f, w, f, c)).reshape(n, h * f, w * f, c)
 
+    def __repr__(self):
+        return f"Shrink({self.factor})"
+
 
 class Enlarge(Layer):
     """Interpolate linearly between pixels: x (N, H, W, C) -> y (N, H * factor, W * factor, C).
@@ -198,6 +201,9 @@ class Enlarge(Layer):
         _, h, w, _ = dy.shape
         u, v = (interpolation(size // self.factor, self.factor, dy.dtype) for size in (h, w))
         return along_axes(dy, u.T, v.T)
+
+    def __repr__(self):
+        return f"Enlarge({self.factor})"
 
 
 @functools.cache

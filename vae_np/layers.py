@@ -6,6 +6,7 @@ not add to them). Neither ever writes to an array that it was given or has retur
 """
 
 import math
+import textwrap
 
 from vae_np.backend import Replaceable, to_device, xp
 from vae_np.errors import InputError
@@ -180,7 +181,7 @@ class Sum(Layer):
             path.backward_parameters(dy)
 
     def __repr__(self):
-        return "Sum(\n" + "".join(f"  {path!r}\n" for path in self.paths) + ")"
+        return listed("Sum", self.paths)
 
 
 class Sequential(Layer):
@@ -207,4 +208,9 @@ class Sequential(Layer):
         first.backward_parameters(dy)
 
     def __repr__(self):
-        return "Sequential(\n" + "".join(f"  {layer!r}\n" for layer in self.layers) + ")"
+        return listed("Sequential", self.layers)
+
+
+def listed(name, layers):
+    """The repr of a layer that is made of others, a line for each."""
+    return f"{name}(\n" + textwrap.indent("\n".join(map(repr, layers)), "  ") + "\n)"
