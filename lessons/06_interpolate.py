@@ -71,15 +71,16 @@ steps = np.sqrt(np.mean(np.diff(rows[1][1][1:-1], axis=0) ** 2, axis=(1, 2, 3)))
 print(f"change from one picture to the next on the first arc: {steps.min():.4f} to {steps.max():.4f}")
 
 # %% What does one dimension mean?
-# Take the code of one face, the first of the last pair, and move a single dimension from -3 to 3, holding the others.
-# The dimensions with the largest KL say most about a face; with one that is inactive nothing would happen.
+# Take the code of one face, the first of the last pair, and move a single dimension as far as those of other faces go,
+# from three standard deviations below their mean to three above it, holding the others. The dimensions with the largest
+# KL say most about a face; with one that is inactive nothing would happen.
 mu, log_var = encode_all(model, held_out[:2000])
 most = np.argsort(-kl_of_codes(mu, log_var))[:8]
 rows = []
 for dimension in most:
     z = np.repeat(codes_a[-1:], args.steps, axis=0)
-    z[:, dimension] = np.linspace(-3, 3, args.steps)
-    rows.append((f"z[{dimension}]\n-3 to 3", model.decode(z)))
+    z[:, dimension] = mu[:, dimension].mean() + np.linspace(-3, 3, args.steps) * mu[:, dimension].std()
+    rows.append((f"z[{dimension}]\n-3 to 3\ndeviations", model.decode(z)))
 pictures.save(args.out / "traversals.png", pictures.labelled_rows(rows))
 
 # %% An animation
