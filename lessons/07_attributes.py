@@ -182,15 +182,15 @@ print(f"{args.out}/classifiers.png, strengths.png, correction.png, transfer.png"
 # %% What you should see
 # The first table: glasses, hats, beards, blond hair and sex are read with an area near 1; on toy faces a smile, a few
 # pixels wide, nearer to 0.7, however high the accuracy where an attribute is rare (a smile on CelebA: 0.95). The
-# effects: as a difference of means, heavy makeup moves the answer for Male by -1.1 deviations on toy faces, by -1.3 on
-# CelebA; corrected, by -0.2 and -0.5. Directions are corrected, not the judges: one that knows makeup from women takes
+# effects: as a difference of means, heavy makeup moves the answer for Male by -1.0 deviations on toy faces, by -1.3 on
+# CelebA; corrected, by -0.1 and -0.5. Directions are corrected, not the judges: one that knows makeup from women takes
 # all that is male for a sign against it, and one that reads poorly, as of toy smiles, is moved by much else. In
 # strengths.png, one direction of glasses puts on thin ones, two thick ones, and minus two draws bright skin where
 # glasses would be: a direction is a straight line, and faces end where it goes on. Blond hair bleaches skin and
 # background along, or darkens them. The last table: of what is added to a code, most arrives in the picture, and is
-# read there again: nearly all of the glasses, three quarters of Male, two thirds of what is known of a smile. What the
-# code hardly holds, such as a toy smile, no direction adds to a picture. A shift below 0 would say that the mean of the
-# faces without it is said to have it.
+# read there again: nearly all of the glasses, three quarters of Male, three fifths of what is known of a smile. What
+# the code hardly holds, such as a toy smile, no direction adds to a picture. A shift below 0 would say that the mean of
+# the faces without it is said to have it.
 #
 # Exercises
 # 1. Correct for everything (--attributes with all names). Which directions shrink, and which names are near-synonyms?

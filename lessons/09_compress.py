@@ -1,4 +1,4 @@
-"""Lesson 9: a face in sixty bytes.
+"""Lesson 9: a face in seventy bytes.
 
 You will learn how a code becomes bits (rounding, entropy, a range coder), what they cost in theory and on disk, and
 where a learned codec wins against principal components, JPEG and WebP, and where it loses. And it is a codec to use:
@@ -175,17 +175,17 @@ pictures.save(args.out / "at_equal_bytes.png", pictures.labelled_rows([("held ou
 print(f"{args.out}/bytes_and_psnr.png, at_equal_bytes.png; {codec_path}")
 
 # %% What you should see
-# A face in some sixty bytes that one recognises, where a WebP file as small shows a smear, and a JPEG has 285 before it
-# says anything. For equal PSNR, WebP takes between four and five times the bytes on toy faces and nearly three times on
-# CelebA, JPEG ten; headers apart, JPEG takes six. Where WebP has blocks, the VAE has blur: it knows what a face looks
-# like. But after ten epochs 28 dB (CelebA: 24) is all that it can say: from some 320 bytes on (CelebA: 180) WebP is
-# better than it ever gets. Nor does it come for nothing: the reader holds a model of 9 MB (in a checkpoint of 31, with
-# what it takes to train on and a prior), which is of use for faces alone. The principal components hold 6 MB, and are
-# the rival to be afraid of: from forty bytes of code on, the VAE is a decibel ahead of them (CelebA: half a decibel),
-# at some thirty they draw level (CelebA: and pass it), and they never reach what it says in fifty. Steps of a few
-# deviations cost little quality, the knee is near 9: Z dimensions of noise move the picture by about Z sigma^2 in all,
-# against the H W C sigma^2 that is lost anyway. For a Bernoulli model (lesson 3's --likelihood bernoulli), whose codes
-# say less, it is about 2.
+# A face in some seventy bytes that one recognises, where a WebP file as small shows a smear, and a JPEG has 285 before
+# it says anything. For equal PSNR, WebP takes four times the bytes on toy faces and two and a half times on CelebA,
+# JPEG nine and six; headers apart, JPEG takes six on toy faces. Where WebP has blocks, the VAE has blur: it knows what
+# a face looks like. But after ten epochs 29 dB (CelebA: 25) is all that it can say: from some 330 bytes on (CelebA:
+# 190) WebP is better than it ever gets. Nor does it come for nothing: the reader holds a model of 10 MB (in a
+# checkpoint of 35, with what it takes to train on and a prior), which is of use for faces alone. The principal
+# components hold 8 MB, and are the rival to be afraid of: at some forty bytes of code they draw level, at seventy the
+# VAE is a decibel ahead (CelebA: half a decibel), and they never reach what it says in sixty (CelebA: seventy). Steps
+# of a few deviations cost little quality, the knee is near 9: Z dimensions of noise move the picture by about Z sigma^2
+# in all, against the H W C sigma^2 that is lost anyway. For a Bernoulli model (lesson 3's --likelihood bernoulli),
+# whose codes say less, it is about 2.
 #
 # Exercises
 # 1. Decode each rounded value to the mean of the training codes that were rounded to it. What does that gain at step 6?

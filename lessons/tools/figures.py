@@ -31,7 +31,7 @@ def plot_losses(path, history):
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
         if len(curves) > 1:
-            ax.legend(fontsize="small")
+            ax.legend(fontsize="small", loc="lower right" if title == "KL" else "upper right")  # where no curve is
 
     for ax, name, title in zip(axes[0, :3], ("loss", "recon", "kl"), ("total", "reconstruction", "KL"), strict=True):
         panel(ax, title, "nats per image", {"training": name, "validation": f"val_{name}"})
