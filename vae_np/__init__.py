@@ -4,7 +4,16 @@ The lecture is the ten files beside this one, to be read in this order: errors, 
 vae, gradcheck, optim, train. They know nothing of fast/, disk/, study/ and run/.
 """
 
-from vae_np import backend, fast
+import sys
+
+from vae_np.errors import BackendError
+
+try:
+    from vae_np import backend, fast
+except BackendError as error:
+    if sys.argv[0] == "-m":  # python -m vae_np.something, whose own code has yet to run
+        sys.exit(f"error: {error}")
+    raise
 from vae_np.vae import VAE
 
 if backend.NAME != "plain":

@@ -14,9 +14,9 @@ import numpy as np
 
 from vae_np.errors import BackendError
 
-NAME = os.environ.get("VAE_BACKEND") or "numpy"
+NAME = os.environ.get("VAE_BACKEND", "").strip() or "numpy"  # cmd's `set A=b && python` makes it "b "
 if NAME not in ("plain", "numpy", "cupy"):
-    raise BackendError(f"error: VAE_BACKEND={NAME}, but there is no such backend; set it to numpy, cupy or plain, or "
+    raise BackendError(f"VAE_BACKEND={NAME}, but there is no such backend; set it to numpy, cupy or plain, or "
                        "unset VAE_BACKEND")
 if NAME == "cupy":
     from vae_np.fast.cupy_setup import load_cupy

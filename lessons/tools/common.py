@@ -20,6 +20,8 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"error: {missing.name} is not installed here; activate the environment that the README makes "
              "(. .venv/bin/activate), or install the project into this one (pip install -e .)")
+except ImportError as missing:  # of the backend
+    sys.exit(f"error: {missing}")
 
 SEED = number_in(range(2**32))
 TOY_FACES = Path("data/toy64")

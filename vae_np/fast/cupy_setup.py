@@ -6,8 +6,8 @@ from vae_np.errors import BackendError
 
 
 def failure(problem, remedy):
-    """The one line that ends a program which cannot have its GPU."""
-    return BackendError(f"error: VAE_BACKEND=cupy, but {problem}; {remedy}, or unset VAE_BACKEND")
+    """The one line for those who cannot have their GPU."""
+    return BackendError(f"VAE_BACKEND=cupy, but {problem}; {remedy}, or unset VAE_BACKEND")
 
 
 def load_cupy():
