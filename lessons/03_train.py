@@ -104,13 +104,13 @@ print(inspect.getsource(Training.steps), inspect.getsource(Training.step), sep="
 # mirrored at random, which makes twice as many of them; beta 1 from the start, for the loss is the ELBO then.
 images = dataset.split("train", settings.limit), dataset.split("validation")
 if args.resume:
-    trainer = Trainer.resume(checkpoint_path, *images, settings, dataset.description)
+    trainer = Trainer.resume(checkpoint_path, *images, settings, dataset.description, args.threads)
     print(f"going on after epoch {trainer.epoch} of {settings.epochs}, step {trainer.adam.step:,}")
     if trainer.epoch >= settings.epochs:
         print(f"nothing is left to do; give --epochs {2 * trainer.epoch} to train on")
 else:
     model = VAE(dataset.image_size, args.channels, args.latent_dim, seed=settings.seed)
-    trainer = Trainer(model, *images, settings, dataset.description)
+    trainer = Trainer(model, *images, settings, dataset.description, args.threads)
 print(f"{trainer.model}\non {NAME}, {trainer.threads} threads, {trainer.steps_per_epoch} steps an epoch, "
       + ", ".join(f"{name} {value}" for name, value in asdict(settings).items()))
 is_ours = args.resume

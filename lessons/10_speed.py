@@ -19,8 +19,8 @@ from vae_np.backend import xp
 from vae_np.conv import unfold
 from vae_np.fast import winograd
 from vae_np.fast.arrays import FastConv2d, Workspace
+from vae_np.fast.cores import available_cores
 from vae_np.fast.winograd import WinogradConv2d
-from vae_np.fast.workers import available_cores
 
 parser = command_line(__doc__, "runs/10_speed")
 parser.add_argument("--seconds", type=positive, default=1.0, help="seconds for each measurement")

@@ -1,10 +1,12 @@
 """A batch split over threads must give what the whole batch gives."""
 
 import gc
+import multiprocessing
 import os
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from threadpoolctl import threadpool_info
 
 from vae_np import VAE, backend
 from vae_np.backend import to_cpu, to_device
+from vae_np.errors import InputError
 from vae_np.fast import workers
 from vae_np.fast.workers import ParallelVAE, Workers
 from vae_np.losses import LIKELIHOODS
@@ -101,6 +104,62 @@ def test_blas_is_held_to_one_thread_while_workers_run(task):
     assert threads() == before
 
 
+def test_the_workers_are_made_once_whoever_asks_first(monkeypatch):
+    made, model = [], ParallelVAE(**SMALL)
+    monkeypatch.setattr(workers, "Workers", lambda *args: time.sleep(0.05) or made.append(args) or Workers(*args))
+    with ThreadPoolExecutor(4) as threads:
+        assert len(set(threads.map(lambda _: model.workers, range(4)))) == len(made) == 1
+
+
+@several_workers
+def test_small_calls_go_side_by_side(task):
+    pair, both = Workers(task[0], 2), threading.Barrier(2, timeout=20)
+
+    def meet(replica, shard):
+        both.wait()
+        return replica
+
+    with ThreadPoolExecutor(2) as threads:
+        assert set(threads.map(lambda _: pair.map(meet, 1)[0], range(2))) == set(pair.replicas)
+
+
+def test_no_replica_is_ever_used_by_two_calls(task):
+    pair, in_use = Workers(task[0], 2), []
+
+    def use(replica, shard):
+        assert replica not in in_use
+        in_use.append(replica)
+        time.sleep(0.005)
+        in_use.remove(replica)
+
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(lambda count: pair.map(use, count, 1), [1, 4, 1, 2] * 5))  # raises what `use` does
+
+
+@pytest.mark.skipif(backend.NAME != "numpy" or not hasattr(os, "fork"), reason="not all systems fork, and no GPU")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("count", [2, 70])
+def test_a_forked_child_goes_on_with_the_model(rng, count):
+    model, x = ParallelVAE(**SMALL), rng.random((count, 16, 16, 3), dtype=np.float32)
+    model.workers = Workers(model, 3)
+    expected = model.encode(x)[0]
+
+    def go_on():
+        os._exit(9 if model.workers.threads == 3 and (model.encode(x)[0] == expected).all() else 1)
+
+    child = multiprocessing.get_context("fork").Process(target=go_on)
+    child.start()
+    child.join(30)
+    child.kill()
+    assert child.exitcode == 9
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2"])
+def test_another_number_of_threads_is_refused(task, threads):
+    with pytest.raises(InputError, match=f"threads must be a whole number, 1 or more, not {threads!r}"):
+        Workers(task[0], threads)
+
+
 def test_after_ctrl_c_no_worker_goes_on(task, monkeypatch):
     # A notebook's reader interrupts a cell and runs the next one: it must not meet the workers of the first.
     pair, begun = Workers(task[0], 2), []
@@ -134,7 +193,7 @@ def test_a_model_that_nobody_holds_takes_its_threads_with_it():
 
 
 @pytest.mark.skipif(backend.NAME != "numpy" or not hasattr(os, "sched_setaffinity"), reason="nothing is kept to a core")
-def test_as_many_threads_as_cores_keep_to_one_each_and_fewer_are_left_alone():
+def test_as_many_threads_as_cores_keep_to_one_each_and_fewer_are_left_alone(monkeypatch):
     cores = os.sched_getaffinity(0)
 
     def places(threads):
@@ -146,6 +205,10 @@ def test_as_many_threads_as_cores_keep_to_one_each_and_fewer_are_left_alone():
 
         return Workers(VAE(**SMALL), threads).map(place, threads, size=1)
 
-    assert sorted(places(len(cores)), key=min) == [{core} for core in sorted(cores)]
+    kept = places(len(cores))
+    assert sorted(kept, key=min) == [{core} for core in sorted(cores)]
+    number = os.getpid() + 1
+    monkeypatch.setattr(os, "getpid", lambda: number)
+    assert places(len(cores)) == kept[1:] + kept[:1], "the first thread of every process on one core"
     assert places(len(cores) + 1) == [cores] * (len(cores) + 1)
     assert os.sched_getaffinity(0) == cores, "the thread that calls goes where it likes"

@@ -109,8 +109,8 @@ class Conv2d(Convolution):
     def forward(self, x):
         shape = self.output_shape(x)
         self.input_shape = x.shape
-        self.patches = unfold(x, *self.geometry)
-        y = self.patches @ self.weight.value.reshape(-1, self.outputs) + self.bias.value
+        self.patches = patches = unfold(x, *self.geometry)
+        y = patches @ self.weight.value.reshape(-1, self.outputs) + self.bias.value
         return y.reshape(shape)
 
     def backward_parameters(self, dy):
@@ -148,7 +148,7 @@ class ConvTranspose2d(Convolution):
     def forward(self, x):
         shape = self.output_shape(x)
         self.input_shape, self.x = x.shape, x.reshape(-1, self.inputs)
-        patches = self.x @ self.weight.value.reshape(-1, self.inputs).T
+        patches = x.reshape(-1, self.inputs) @ self.weight.value.reshape(-1, self.inputs).T
         return fold(patches, shape, *self.geometry) + self.bias.value
 
     def backward(self, dy):

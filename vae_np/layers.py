@@ -3,6 +3,7 @@
 A layer is a map and its adjoint: forward(x) -> y keeps what backward(dy) -> dx needs. dy is the gradient of the loss
 with respect to y, dx the one with respect to x. backward overwrites the gradients of the layer's parameters (it does
 not add to them). Neither ever writes to an array that it was given or has returned, and nor may who called them.
+What forward returns depends on nothing that it keeps, so that several threads may call it at a time.
 """
 
 import math
@@ -102,8 +103,8 @@ class Dense(Layer):
         self.parameters = (self.weight, self.bias)
 
     def forward(self, x):
-        self.x = self.rate * x
-        return self.x @ self.weight.value + self.bias.value
+        self.x = x = self.rate * x
+        return x @ self.weight.value + self.bias.value
 
     def backward(self, dy):
         xp.matmul(self.x.T, dy, out=self.weight.grad)
@@ -133,8 +134,8 @@ class LeakyReLU(Layer):
         return math.sqrt(2 / (1 + self.slope**2))
 
     def forward(self, x):
-        self.y = xp.maximum(x, self.slope * x)
-        return self.y
+        self.y = y = xp.maximum(x, self.slope * x)
+        return y
 
     def backward(self, dy):
         return xp.where(self.y > 0, dy, self.slope * dy)  # y > 0 just where x > 0

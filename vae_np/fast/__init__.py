@@ -3,6 +3,7 @@
     arrays.py      arrays that are kept, fewer passes over memory
     winograd.py    convolutions with 9 products for 16, on a CPU
     workers.py     a batch as a sum of shards, a thread on each core
+    cores.py       how many cores there are, and who keeps to which
     signals.py     Ctrl-C, which must not break in while threads are waited for
     gpu.py         CUDA kernels in the place of array code, and CuPy's peculiarities
 

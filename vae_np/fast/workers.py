@@ -4,19 +4,25 @@ The loss of a batch is a sum over its images, and so is the gradient: split the 
 part, add up. NumPy lets go of Python's global lock inside a product or a large elementwise operation, so threads really
 run at the same time. A shard's arrays are small enough to stay in a core's cache, which is what makes this faster than
 one product on all cores; BLAS is held to one thread meanwhile, since its own threads would get in the way.
+
+A model may be asked by any number of threads at a time, and used on in a forked process, which has none of the threads
+that its parent had.
 """
 
 import contextlib
 import functools
+import itertools
 import math
 import operator
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from vae_np.backend import xp
+from vae_np.errors import whole_number
+from vae_np.fast.cores import LOCK, available_cores, core_for_each, one_blas_thread
 from vae_np.fast.gpu import IN_USE
 from vae_np.fast.signals import uninterrupted
 from vae_np.layers import bind
@@ -24,45 +30,6 @@ from vae_np.vae import VAE
 
 # Images that one worker handles at a time, at the most. A GPU wants large batches, a core's cache small ones.
 SHARD_SIZE = 512 if IN_USE else 32
-# Each worker holds gradients of its own, and many of them would get shards too small to be worth it.
-MAX_THREADS = 16
-
-
-def available_cores():
-    """How many cores this process may use, at most MAX_THREADS."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MAX_THREADS)
-
-
-def core_for_each(threads):
-    """A function for each of so many threads to call as it starts: it keeps the thread to a core of its own.
-
-    Left to itself, a system may run two threads on one core for seconds while another core is idle, at half the speed.
-    With fewer threads than cores, or more, nothing is kept anywhere, since others would keep to the same cores; nor
-    where the system has no such call (only Linux has) or forbids it.
-    """
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
-    free = iter(cores if len(cores) == threads else ())
-
-    def keep():
-        core = next(free, None)
-        if core is not None:
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(0, {core})  # 0 is the calling thread
-
-    return keep
-
-
-blas = functools.cache(ThreadpoolController)  # what knows the BLAS that NumPy has loaded
-
-
-def one_blas_thread():
-    """A context in which BLAS keeps to the thread that calls it.
-
-    Workers need it, and so does what a training loop does between two of their steps: BLAS's own threads, once they
-    have helped with anything, spin for a while on the cores that the workers need (a quarter of the speed).
-    """
-    return blas().limit(limits=1, user_api="blas")
 
 
 class Replica(VAE):
@@ -76,6 +43,7 @@ class Replica(VAE):
         self.values, self.share = model.values, 1.0
         bind(self.parameters, self.values, self.grads)
         self.sum, self.shards = xp.empty_like(self.grads), 0  # of the gradients of so many shards, where it is not one
+        self.lock = threading.Lock()  # of whoever uses it
 
     def backward(self, dlogits, dmu, dlog_var):
         """VAE.backward, for the part of the batch's loss that is the shard's."""
@@ -87,12 +55,15 @@ class Workers:
 
     threads: how many; by default one for each available core, and always one on a GPU. A shard always goes to the same
     worker and sums are taken in a fixed order: the same number of threads gives the same bits every time.
+    Raises InputError for a number below 1.
     """
 
     def __init__(self, model, threads=None):
-        self.threads = 1 if IN_USE else threads or available_cores()
+        threads = available_cores() if threads is None else whole_number(threads, "threads", least=1)
+        self.threads = 1 if IN_USE else threads
         self.replicas = [Replica(model) for _ in range(self.threads)]
         self.pool = ThreadPoolExecutor(self.threads, initializer=core_for_each(self.threads))
+        self.process, self.turns = os.getpid(), itertools.count()
 
     def shard_size(self, count):
         """Images in a shard of a batch of `count`: few enough for a core's cache, and about as many for each worker."""
@@ -107,6 +78,22 @@ class Workers:
         """
         size = size or self.shard_size(count)
         shards = [slice(start, min(start + size, count)) for start in range(0, max(1, count), size)]
+        with uninterrupted() as stopped, one_blas_thread():
+            if len(shards) > 1:
+                return self._share_out(function, shards, stopped)
+            # So small a task its caller does: as many callers as there are replicas at a time.
+            free = (replica for replica in self.replicas if replica.lock.acquire(blocking=False))
+            replica = next(free, None)
+            if replica is None:
+                replica = self.replicas[next(self.turns) % self.threads]
+                replica.lock.acquire()
+            try:
+                return [function(replica, shards[0])]
+            finally:
+                replica.lock.release()
+
+    def _share_out(self, function, shards, stopped):
+        """What `map` returns, by all workers, until there is something in `stopped`."""
         results = [None] * len(shards)
 
         def work(worker):
@@ -114,7 +101,9 @@ class Workers:
                 if not stopped:
                     results[i] = function(self.replicas[worker], shards[i])
 
-        with uninterrupted() as stopped, one_blas_thread():
+        with contextlib.ExitStack() as held:
+            for replica in self.replicas:
+                held.enter_context(replica.lock)
             futures = [self.pool.submit(work, worker) for worker in range(self.threads)]
             try:
                 wait(futures)
@@ -134,10 +123,21 @@ class Workers:
 class ParallelVAE(VAE):
     """A VAE that has its work done in shards, on the threads of `workers`; a batch of one shard it does itself."""
 
-    @functools.cached_property
+    _workers = None
+
+    @property
     def workers(self):
-        """One thread for each core; assign Workers(model, threads) for others."""
-        return Workers(self)
+        """One thread for each core, once they are needed; assign Workers(model, threads) for others."""
+        with LOCK:
+            if self._workers is None:
+                self._workers = Workers(self)
+            elif self._workers.process != os.getpid():  # a fork
+                self._workers = Workers(self, self._workers.threads)
+            return self._workers
+
+    @workers.setter
+    def workers(self, workers):
+        self._workers = workers
 
     def loss_and_gradient(self, x, eps, likelihood, beta=1.0):
         """VAE.loss_and_gradient as a sum over shards: gradients of shards add up, and so do their terms."""

@@ -17,8 +17,9 @@ import numpy as np
 
 from vae_np import backend
 from vae_np.backend import to_device
+from vae_np.fast.cores import MAX_THREADS, one_blas_thread
 from vae_np.fast.gpu import synchronize
-from vae_np.fast.workers import MAX_THREADS, ParallelVAE, Workers, one_blas_thread
+from vae_np.fast.workers import ParallelVAE, Workers
 from vae_np.losses import LIKELIHOODS
 from vae_np.run.command import POSITIVE, OneLineParser, number_in, run
 from vae_np.train import Settings, Training, to_float

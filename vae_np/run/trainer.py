@@ -9,9 +9,10 @@ from tqdm import tqdm
 
 from vae_np.backend import to_cpu, to_device, xp
 from vae_np.errors import CheckpointError, DatasetError, InputError, TrainingError
+from vae_np.fast.cores import one_blas_thread
 from vae_np.fast.gpu import IN_USE, kept_on_device
 from vae_np.fast.signals import uninterrupted
-from vae_np.fast.workers import ParallelVAE, Workers, one_blas_thread
+from vae_np.fast.workers import ParallelVAE, Workers
 from vae_np.losses import free_bits
 from vae_np.run import checkpoint
 from vae_np.study.metrics import evaluate

@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vae_np.backend import to_cpu, to_device, xp
-from vae_np.fast.workers import one_blas_thread
+from vae_np.fast.cores import one_blas_thread
 from vae_np.layers import Dense, LeakyReLU, Sequential, pack
 from vae_np.optim import Adam, learning_rate_at
 from vae_np.study.priors import GaussianPrior, StandardPrior, draw
