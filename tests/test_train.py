@@ -3,6 +3,7 @@
 import itertools
 import math
 import shutil
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -304,11 +305,13 @@ def test_the_gaussian_keeps_the_very_sigma_of_the_settings(ramps):
 
 
 @pytest.mark.parametrize(("settings", "complaint"), [
-    *[({name: value}, f"{name} must be {words}, not {value}") for name, value, words in (
-        ("epochs", 0, "above 0"), ("batch_size", -1, "above 0"), ("learning_rate", math.nan, "above 0"),
-        ("learning_rate", math.inf, "above 0"), ("max_gradient_norm", 0, "above 0"), ("beta", -1, "0 or more"),
-        ("beta", math.inf, "0 or more"), ("free_bits", -0.1, "0 or more"), ("warmup_steps", -1, "0 or more"),
-        ("seed", -1, "0 or more"), ("limit", 0, "above 0"), ("batch_size", 2.5, "a whole number"))],
+    *[({name: value}, f"{name} must be a whole number, {least} or more, not {value!r}") for name, value, least in (
+        ("epochs", 0, 1), ("batch_size", -1, 1), ("batch_size", 2.5, 1), ("epochs", None, 1), ("limit", 0, 1),
+        ("warmup_steps", -1, 0), ("seed", -1, 0))],
+    *[({name: value}, f"{name} must be {words}, not {value!r}") for name, value, words in (
+        ("learning_rate", math.nan, "above 0"), ("learning_rate", math.inf, "above 0"),
+        ("learning_rate", "fast", "above 0"), ("learning_rate", None, "above 0"), ("max_gradient_norm", 0, "above 0"),
+        ("beta", -1, "0 or more"), ("beta", math.inf, "0 or more"), ("free_bits", -0.1, "0 or more"))],
     ({"likelihood": "poisson"}, "choose one of bernoulli, gaussian, calibrated"),
     ({"likelihood": "calibrated", "sigma": 0.3}, "sigma is for the gaussian likelihood, not for calibrated"),
     ({"likelihood": "gaussian", "sigma": 0}, "sigma must be above 0"),
@@ -317,6 +320,14 @@ def test_the_gaussian_keeps_the_very_sigma_of_the_settings(ramps):
 def test_settings_that_make_no_sense_are_refused(ramps, settings, complaint):
     with pytest.raises(InputError, match=complaint):
         trainer_for(ramps, **settings)
+
+
+def test_numbers_of_numpy_become_plain_ones_that_a_checkpoint_can_hold():
+    settings = Settings(epochs=np.int64(2), batch_size=np.uint8(16), learning_rate=np.float32(0.5), beta=2,
+                        mirror=np.False_, likelihood="gaussian", sigma=np.float64(0.25), limit=np.int32(3))
+    assert [getattr(settings, field.name) for field in fields(Settings)] == [
+        2, 16, 0.5, 0.05, 100, 2.0, 0.0, 0, 0.0, False, "gaussian", 0.25, 1e4, 0, 3]
+    assert {type(value) for value in vars(settings).values()} == {int, float, bool, str}
 
 
 @pytest.mark.parametrize(("data", "settings", "error", "complaint"), [

@@ -1,22 +1,29 @@
 """The whole model: gradients of the whole ELBO, one draw of noise, shapes, dtypes, and what it refuses."""
 
+import copy
 import itertools
+import json
 import math
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from chance import assert_like_draws, assert_uncorrelated
 
 from vae_np import VAE, backend
-from vae_np.backend import to_cpu, to_device
+from vae_np.backend import to_cpu, to_device, xp
 from vae_np.conv import Conv2d, ConvTranspose2d
 from vae_np.errors import InputError
 from vae_np.fast import workers
+from vae_np.fast.cores import one_blas_thread
 from vae_np.gradcheck import check_direction, relative_error
 from vae_np.layers import Dense
 from vae_np.losses import LIKELIHOODS, Bernoulli, CalibratedGaussian, kl_divergence, sigmoid
 from vae_np.optim import Adam
+from vae_np.study.flow import FlowPrior
 from vae_np.study.priors import GaussianPrior
+from vae_np.train import Settings, Training
 
 pytestmark = pytest.mark.usefixtures("way")
 SMALL = {"image_size": 16, "channels": (4, 6), "latent_dim": 5}
@@ -313,14 +320,96 @@ def test_codes_of_any_other_kind_are_refused():
 @pytest.mark.parametrize(("settings", "complaint"), [
     ({"image_size": 60}, "divisible by 16, since 4 layers halve it; 60 is not, 64 is"),
     ({"image_size": 8}, "8 is not, 16 is"),
-    ({"image_size": 0}, "0 is not, 16 is"),
-    ({"channels": ()}, "channels must be"),
-    ({"channels": (8, 0)}, "channels must be"),
-    ({"latent_dim": 0}, "latent_dim must be at least 1"),
+    ({"image_size": 0}, "image_size must be a whole number, 1 or more, not 0"),
+    ({"image_size": (64, 64)}, r"image_size must be a whole number, 1 or more, not \(64, 64\)"),
+    ({"channels": ()}, "channels must be a list of one or more whole numbers, .* not ()"),
+    ({"channels": 32}, "channels must be a list of one or more whole numbers, .* not 32"),
+    ({"channels": (8, 0)}, "each of channels must be a whole number, 1 or more, not 0"),
+    ({"latent_dim": 2.5}, "latent_dim must be a whole number, 1 or more, not 2.5"),
+    ({"seed": None}, "seed must be a whole number, 0 or more, not None"),
+    ({"dtype": "float16"}, "dtype must be float32 or float64, not float16"),
 ])
 def test_settings_that_do_not_fit_are_refused(settings, complaint):
     with pytest.raises(InputError, match=complaint):
         VAE(**settings)
+
+
+def test_numbers_of_numpy_are_settings_that_a_checkpoint_can_hold():
+    model = VAE(np.int64(16), np.array([4, 6]), np.uint8(5), centred=np.True_)
+    assert json.loads(json.dumps(model.settings)) == VAE(**SMALL).settings
+
+
+@pytest.mark.parametrize(("count", "rng", "complaint"), [
+    (4, 0, "rng must be a NumPy generator, .* not 0"), (4, np.random.RandomState(0), "rng must be .* not RandomState"),
+    (-1, np.random.default_rng(0), "count must be a whole number, 0 or more, not -1")])
+def test_samples_need_a_number_and_a_generator(count, rng, complaint):
+    with pytest.raises(InputError, match=complaint):
+        VAE(**SMALL).sample(count, rng)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_computes_and_learns_as_the_original_does_and_shares_nothing_with_it(copied, rng):
+    original = VAE(**SMALL, seed=1)
+    x, eps = batch(rng, original)
+    faces = original.encode(to_cpu(x))[0]  # which leaves caches and threads behind
+    original.prior = GaussianPrior.fit(faces, faces, rng)
+    twin, before = copied(original), original.values.copy()
+    for model in (twin, original):  # in turn: what they shared would be learned twice
+        adam = Adam(model.values, model.grads)
+        for _ in range(3):
+            model.loss_and_gradient(x, eps, Bernoulli())
+            adam.update(1e-2)
+        if model is twin:
+            assert (original.values == before).all()
+    assert (twin.values == original.values).all() and not (twin.values == before).all()
+    new = [model.sample(2, np.random.default_rng(0)) for model in (twin, original)]
+    np.testing.assert_array_equal(*new)
+    assert (twin.settings, twin.dtype) == (original.settings, original.dtype)
+    assert twin.settings is not original.settings and twin.prior is not original.prior
+
+
+def test_a_training_that_is_copied_goes_on_by_itself(rng):
+    images = rng.integers(0, 256, (9, 16, 16, 3), dtype=np.uint8)
+    original = Training(VAE(**SMALL), images, Settings(epochs=2, batch_size=4, warmup_steps=1))
+    list(original.steps())
+    twin = copy.deepcopy(original)
+    losses = [[float(loss) for _, _, loss, _ in training.steps()] for training in (twin, original)]
+    assert losses[0] == losses[1] and (twin.model.values == original.model.values).all()
+
+
+@pytest.mark.parametrize("way", ["plain"], indirect=True)  # fast layers keep arrays, and replicas for each thread
+def test_what_layers_return_depends_on_nothing_that_they_keep(rng):
+    model = VAE(**SMALL)
+    x, code = to_cpu(batch(rng, model)[0]), rng.standard_normal((3, 5), dtype=np.float32)
+    expected = [*model.encode(x), model.decode(code)]
+    for layer in layers_of(model):
+        class Forgetful(type(layer)):
+            """Keeps no array, as if another thread had called the layer at once."""
+
+            def __setattr__(self, name, value):
+                super().__setattr__(name, None if isinstance(value, xp.ndarray) else value)
+
+        layer.__class__ = Forgetful
+    for array, right in zip([*model.encode(x), model.decode(code)], expected, strict=True):
+        np.testing.assert_array_equal(array, right)
+
+
+def test_every_one_of_many_threads_gets_its_own_pictures(rng):
+    model = VAE(image_size=32, channels=(8, 16), latent_dim=16)
+    codes = rng.standard_normal((1, 16), dtype=np.float32)
+    model.prior = FlowPrior.fit(np.tile(codes, (20, 1)), np.zeros((20, 16), np.float32), rng, steps=3)
+
+    def ask(number):
+        draw = np.random.default_rng(number % 8)
+        count = [1, 3, 1, 40][number % 4]  # one part of a batch, or several
+        x = draw.random((count, 32, 32, 3), dtype=np.float32)
+        return [*model.encode(x), model.reconstruct(x), model.sample(count, draw)]
+
+    with one_blas_thread(), ThreadPoolExecutor(8) as threads:  # plain code has no other way to hold it
+        expected = [ask(number) for number in range(8)]
+        for number, found in enumerate(threads.map(ask, range(80))):
+            for array, right in zip(found, expected[number % 8], strict=True):
+                np.testing.assert_array_equal(array, right, err_msg=f"call {number}")
 
 
 def test_a_mean_over_no_images_is_refused():

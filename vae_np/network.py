@@ -11,23 +11,25 @@ side it takes an epoch. So what is large and linear goes by the shortcut, as in 
 """
 
 from vae_np.conv import Conv2d, ConvTranspose2d, Enlarge, Shrink
-from vae_np.errors import InputError
+from vae_np.errors import InputError, whole_number
 from vae_np.layers import Dense, LeakyReLU, Reshape, Sequential, Sum
 
 QUARTER = 4  # 4x4 pixels become one
 
 
 def check_settings(image_size, channels, latent_dim):
-    """Raise InputError unless a VAE can be built with these settings."""
-    if not channels or min(channels) < 1:
-        raise InputError(f"channels must be one or more positive numbers, not {tuple(channels)}")
-    if latent_dim < 1:
-        raise InputError(f"latent_dim must be at least 1, not {latent_dim}")
+    """These settings of a VAE as Python's whole numbers. Raises InputError unless one can be built with them."""
+    if not hasattr(channels, "__len__") or not len(channels):
+        raise InputError(f"channels must be a list of one or more whole numbers, such as [24, 48], not {channels!r}")
+    channels = [whole_number(number, "each of channels", least=1) for number in channels]
+    image_size = whole_number(image_size, "image_size", least=1)
+    latent_dim = whole_number(latent_dim, "latent_dim", least=1)
     factor = 2 ** len(channels)
     if image_size < factor or image_size % factor:
         near = max(factor, round(image_size / factor) * factor)
         raise InputError(f"image_size must be divisible by {factor}, since {len(channels)} layers halve it; "
                          f"{image_size} is not, {near} is; fewer channels are fewer layers")
+    return image_size, channels, latent_dim
 
 
 def stage(convolution, inputs, outputs, rng, dtype):

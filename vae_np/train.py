@@ -4,14 +4,17 @@ A training that is shown, measured on held-out images, saved and resumed is in r
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Real
 
 import numpy as np
 
 from vae_np.backend import to_device, xp
-from vae_np.errors import InputError
+from vae_np.errors import InputError, whole_number
 from vae_np.losses import LIKELIHOODS, free_bits, likelihood_of
 from vae_np.optim import Adam, beta_at, clip_gradient, cyclical_beta_at, learning_rate_at
+
+ABOVE_0 = "epochs", "batch_size", "learning_rate", "max_gradient_norm", "sigma", "limit"  # other numbers may be 0
 
 
 @dataclass
@@ -41,17 +44,19 @@ class Settings:
             raise InputError(f"likelihood {self.likelihood!r} is unknown; choose one of {', '.join(LIKELIHOODS)}")
         if self.sigma is not None and self.likelihood != "gaussian":
             raise InputError(f"sigma is for the gaussian likelihood, not for {self.likelihood}")
-        for name in ("epochs", "batch_size", "learning_rate", "max_gradient_norm", "sigma", "limit"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"{name} must be above 0, not {value}")
-        for name in ("final_rate_fraction", "warmup_steps", "beta", "beta_warmup_epochs", "beta_cycles", "free_bits",
-                     "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("epochs", "batch_size", "warmup_steps", "beta_cycles", "seed", "limit"):
-            if (getattr(self, name) or 0) % 1:
-                raise InputError(f"{name} must be a whole number, not {getattr(self, name)}")
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if field.type in (bool, str) or value is field.default is None:
+                continue
+            above = name in ABOVE_0
+            if field.type in (int, int | None):
+                number = whole_number(value, name, least=int(above))
+            elif isinstance(value, Real) and (value > 0 if above else value >= 0) and value < math.inf:
+                number = float(value)
+            else:
+                raise InputError(f"{name} must be {'above 0' if above else '0 or more'}, not {value!r}")
+            setattr(self, name, number)
+        self.mirror = bool(self.mirror)
 
 
 def to_float(images):

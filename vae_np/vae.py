@@ -5,11 +5,13 @@
 Kingma and Welling 2014, "Auto-encoding variational Bayes".
 """
 
+import copy
+
 import numpy as np
 
 from vae_np.backend import Replaceable, on_host, to_cpu, to_device, xp
-from vae_np.errors import InputError
-from vae_np.layers import pack
+from vae_np.errors import InputError, whole_number
+from vae_np.layers import bind, pack
 from vae_np.losses import kl_divergence, kl_per_dimension, sigmoid, softplus
 from vae_np.network import build_decoder, build_encoder, check_settings
 
@@ -58,11 +60,13 @@ class VAE(Replaceable):
 
     def __init__(self, image_size=64, channels=(24, 48, 96, 192), latent_dim=160, seed=0, dtype="float32",
                  centred=True, shortcut=True, steady=True):
-        check_settings(image_size, channels, latent_dim)
-        self.settings = {"image_size": image_size, "channels": list(channels), "latent_dim": latent_dim,
-                         "centred": centred, "shortcut": shortcut, "steady": steady}
+        image_size, channels, latent_dim = check_settings(image_size, channels, latent_dim)
+        self.settings = {"image_size": image_size, "channels": channels, "latent_dim": latent_dim,
+                         "centred": bool(centred), "shortcut": bool(shortcut), "steady": bool(steady)}
         self.image_size, self.latent_dim, self.dtype = image_size, latent_dim, np.dtype(dtype)
-        rng = np.random.default_rng(seed)
+        if self.dtype not in ("float32", "float64"):
+            raise InputError(f"dtype must be float32 or float64, not {self.dtype}")
+        rng = np.random.default_rng(whole_number(seed, "seed", least=0))
         self.encoder = build_encoder(image_size, channels, latent_dim, shortcut, 0.1 if steady else 1.0, rng, dtype)
         self.reparameterization = Reparameterization()
         self.decoder = build_decoder(image_size, channels, latent_dim, shortcut, rng, dtype)
@@ -138,6 +142,9 @@ class VAE(Replaceable):
 
         For N(0, I) these are temperature * eps, eps from N(0, I).
         """
+        count = whole_number(count, "count", least=0)
+        if not isinstance(rng, np.random.Generator):
+            raise InputError(f"rng must be a NumPy generator, such as np.random.default_rng(0), not {rng!r}")
         if self.prior is not None:
             return self.decode(self.prior.sample(count, rng, temperature).astype(self.dtype))
         return self.decode(self.dtype.type(temperature) * rng.standard_normal((count, self.latent_dim), self.dtype))
@@ -172,9 +179,24 @@ class VAE(Replaceable):
         if z.dtype != self.dtype:
             raise InputError(f"expected {name} as a {self.dtype} array, got {z.dtype}")
 
+    def __reduce__(self):
+        """How copy.deepcopy and pickle make another one: parameters must be views into the arrays of the new model."""
+        return restored, (self.settings, self.dtype, self.values, self.grads, self.prior)
+
+    def __copy__(self):
+        return copy.deepcopy(self)
+
     def __repr__(self):
         return (f"VAE(image_size={self.image_size}, channels={tuple(self.settings['channels'])}, "
                 f"latent_dim={self.latent_dim}): {self.values.size:,} parameters")
+
+
+def restored(settings, dtype, values, grads, prior):
+    """A VAE of these settings that has these flat arrays, and this prior."""
+    model = VAE(**settings, dtype=dtype)
+    model.values, model.grads, model.prior = values, grads, prior
+    bind(model.parameters, values, grads)
+    return model
 
 
 def require_images(images):
