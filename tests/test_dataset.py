@@ -1,4 +1,6 @@
+import errno
 import json
+import mmap
 
 import numpy as np
 import pytest
@@ -43,6 +45,25 @@ def test_opened_dataset_has_what_was_written(tmp_path):
     assert isinstance(data.split("train"), np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         data.images[0] = 0
+
+
+def test_a_file_system_that_cannot_share_a_mapping_is_no_damage(tmp_path, monkeypatch):
+    folder, original = write(tmp_path / "data"), mmap.mmap
+    refused = [mmap.ACCESS_READ]
+
+    def refusing(*args, access, **kwargs):
+        if access in refused:
+            raise OSError(errno.ENODEV, "No such device")  # as FUSE, which maps privately all the same
+        return original(*args, access=access, **kwargs)
+
+    monkeypatch.setattr(mmap, "mmap", refusing)
+    data = Dataset(folder)
+    np.testing.assert_array_equal(data.images, IMAGES)
+    with pytest.raises(ValueError, match="read-only"):
+        data.images[0] = 0
+    refused.append(mmap.ACCESS_COPY)
+    with pytest.raises(DatasetError, match=r"images.npy cannot be opened \(No such device\); .*copy the dataset to"):
+        Dataset(folder)
 
 
 def npy(header_length):

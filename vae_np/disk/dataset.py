@@ -6,6 +6,7 @@
                       checksums, and the names of damaged images that were skipped
 """
 
+import errno
 import hashlib
 import json
 from pathlib import Path
@@ -45,8 +46,11 @@ class Dataset:
         """A memmap of one of the files, name.npy. Raises DatasetError unless it has this shape and dtype."""
         path = self.folder / f"{name}.npy"
         try:
-            array = np.lib.format.open_memmap(path, mode="r")  # unlike np.load, it opens no zip archive
+            array = memmap(path)
         except Exception as error:  # NumPy has many kinds of its own for a damaged file
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                raise DatasetError(f"{path} cannot be opened ({error.strerror}); if nothing else helps, copy the "
+                                   "dataset to another disk") from None
             reason = " ".join(str(error).split())  # some have several lines
             raise DatasetError(f"{path} is missing or damaged ({reason}); prepare the dataset again") from None
         if array.shape != shape or array.dtype != dtype:
@@ -88,6 +92,18 @@ class Dataset:
             known = ", ".join(self.attribute_names) or "none"
             raise DatasetError(f"{self.folder} has no attribute {attribute!r}; it has {known}")
         return self.attributes[:, self.attribute_names.index(attribute)]
+
+
+def memmap(path):
+    """The array of a .npy file as a memmap that is only read."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")  # unlike np.load, it opens no zip archive
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+    array = np.lib.format.open_memmap(path, mode="c")  # some file systems (FUSE) map a file for one program only
+    array.flags.writeable = False
+    return array
 
 
 def read_info(folder):
