@@ -34,7 +34,6 @@ from vae_np.train import Settings, Training
 parser = training_options(__doc__, "runs/03_train")
 args = parse(parser)
 checkpoint_path = args.out / "checkpoint.npz"
-
 if args.resume:
     args = resumed(parser, checkpoint_path)
 try:
@@ -42,7 +41,6 @@ try:
 except InputError as error:
     parser.error(str(error))
 dataset = open_dataset(args.data)
-lock = hold(args.out)  # two trainings would write over each other's checkpoints
 print(dataset)
 
 # %% What is minimised
@@ -103,6 +101,7 @@ print(inspect.getsource(Training.steps), inspect.getsource(Training.step), sep="
 # are wild; a cosine, so that the rate ends near zero, where noise no longer throws the weights about; images that are
 # mirrored at random, which makes twice as many of them; beta 1 from the start, for the loss is the ELBO then.
 images = dataset.split("train", settings.limit), dataset.split("validation")
+lock = hold(args.out)  # two trainings would write over each other's checkpoints
 if args.resume:
     trainer = Trainer.resume(checkpoint_path, *images, settings, dataset.description, args.threads)
     print(f"going on after epoch {trainer.epoch} of {settings.epochs}, step {trainer.adam.step:,}")
@@ -154,6 +153,8 @@ except KeyboardInterrupt as stop:
     print(f"interrupted: {checkpoint_path} holds what was done; go on with: python lessons/03_train.py --resume {again}"
           if is_ours else "interrupted: nothing was saved", file=sys.stderr)
     sys.exit(128 + getattr(stop, "number", 2))
+finally:
+    lock.release(force=True)  # however it ends: a notebook's program lives on
 
 # %% The ledger
 # "Beta 1" says little as long as nobody says whether the reconstruction is summed or averaged, and how much an error
@@ -165,7 +166,6 @@ print(ledger_table(terms, trainer.likelihood, settings.beta, trainer.model.image
 # New faces are decoded from codes that are drawn, and N(0, I) is not where the codes of faces are: they have a shape of
 # their own, and ten epochs do not even bring them to its size. So a density is fitted to the codes of training faces,
 # and stored with the model, which from now on samples from it; lesson 05 has the story.
-lock.release()
 fit_prior(args.prior, checkpoint_path, trainer.model, images[0], settings.seed)
 print(f"{checkpoint_path} samples from the {args.prior} prior, fitted to the codes of training faces")
 

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from vae_np import VAE
 from vae_np.backend import to_cpu, to_device
-from vae_np.disk.files import hold
 from vae_np.disk.sealed import seal
 from vae_np.errors import CheckpointError
 from vae_np.run import checkpoint
@@ -195,13 +195,15 @@ def test_a_new_prior_takes_the_place_of_the_old_one_and_training_on_drops_it(ram
 
 def test_a_prior_is_not_stored_beside_other_parameters_or_while_a_training_is_at_work(trained):
     model, path = trained
-    model.prior, content, lock = fitted("gaussian"), path.read_bytes(), hold(path.parent)
+    model.prior, content, other = fitted("gaussian"), path.read_bytes(), FileLock(path.parent / ".lock")
+    other.acquire()  # as another program does, whereas this one may hold a folder twice
     with pytest.raises(CheckpointError, match=r"a training is writing to .*; wait for it, then fit the prior"):
         checkpoint.store_prior(path, model)
     assert path.read_bytes() == content
-    lock.release()
+    other.release()
     checkpoint.store_prior(path, model)
-    hold(path.parent).release()  # nothing is held any more
+    other.acquire(timeout=0)  # nothing is held any more
+    other.release()
     save_training(path, VAE(**SMALL, seed=4))
     content = path.read_bytes()
     with pytest.raises(CheckpointError, match="has changed since the prior was fitted to its codes; fit it again"):
