@@ -252,6 +252,14 @@ def test_what_is_not_finite_stops_the_epoch_and_names_the_step(ramps, what, mess
     assert trainer.history == trainer.progress == []
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("batch_size", [8, 24])
+def test_an_absurd_learning_rate_ends_in_one_error_and_without_a_warning(ramps, threads, batch_size):
+    trainer = trainer_for(ramps, threads, batch_size=batch_size, learning_rate=1e9, warmup_steps=0)
+    with pytest.raises(TrainingError, match="try a lower learning rate"):  # warnings are errors in these tests
+        run(trainer)
+
+
 def test_an_exploding_gradient_is_clipped(ramps):
     trainer, seen = trainer_for(ramps, max_gradient_norm=1e-3), []
     trainer.adam.update = lambda rate: seen.append(float(np.linalg.norm(to_cpu(trainer.model.grads))))

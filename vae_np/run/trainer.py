@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from dataclasses import asdict
 
 import numpy as np
@@ -61,8 +62,7 @@ class Trainer(Training):
     def step(self, x):
         """Training.step. Raises TrainingError where memory does not suffice."""
         try:
-            with np.errstate(all="ignore"):  # a loss that is no longer finite ends the training in `_fetch`
-                return super().step(x)
+            return super().step(x)
         except MemoryError:  # CuPy's own is one, too
             raise TrainingError(f"there is not enough memory for a step on {len(x)} images; try batches of "
                                 f"{max(1, len(x) // 2)}") from None
@@ -95,20 +95,24 @@ class Trainer(Training):
         An epoch that was interrupted, or resumed from a checkpoint in its middle, goes on where it was. after_step is
         called after each step, when the trainer can be saved.
         """
-        start = time.perf_counter()
-        with uninterrupted() as stopped:
-            if not len(self.order):
-                self.order = self.rng.permutation(len(self.images))
-            done = self.images_done
-            self._go_on(after_step, stopped)
-        self._fetch()
-        speed = (len(self.order) - done) / (time.perf_counter() - start)
-        held_out = evaluate(self.model, self.validation_images, self.likelihood)
-        with uninterrupted():
-            row, faces = self._row(held_out, speed), self.look()
-            self.order, self.terms = self.order[:0], []
-            self.history.append(row)
-            self.progress.append(faces)
+        with warnings.catch_warnings():
+            # Of numbers that are no longer finite: they end the training in `_check_finite`, in one line. np.errstate
+            # would not reach the workers' threads.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            start = time.perf_counter()
+            with uninterrupted() as stopped:
+                if not len(self.order):
+                    self.order = self.rng.permutation(len(self.images))
+                done = self.images_done
+                self._go_on(after_step, stopped)
+            self._fetch()
+            speed = (len(self.order) - done) / (time.perf_counter() - start)
+            held_out = evaluate(self.model, self.validation_images, self.likelihood)
+            with uninterrupted():
+                row, faces = self._row(held_out, speed), self.look()
+                self.order, self.terms = self.order[:0], []
+                self.history.append(row)
+                self.progress.append(faces)
         return row
 
     def _go_on(self, after_step, stopped):
