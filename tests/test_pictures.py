@@ -1,5 +1,9 @@
 """Sheets, labels and files of pictures."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -55,6 +59,16 @@ def test_animation_plays_all_frames(tmp_path):
         assert (gif.n_frames, gif.info["duration"], gif.info["loop"]) == (4, 50, 0)
         gif.seek(2)
         assert gif.convert("RGB").getpixel((4, 4)) == (160, 160, 160)
+
+
+@pytest.mark.parametrize("backend", ["nowhere", "module://nowhere"])
+def test_a_figure_needs_no_backend_that_the_environment_names(tmp_path, backend):
+    # A notebook names its own to all programs that it starts, also to those that have it not.
+    program = ("from vae_np.study import pictures; chart, axes = pictures.figure(); axes[0, 0].plot([1, 2]); "
+               "pictures.save_figure('chart.png', chart)")
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "MPLBACKEND": backend}, check=True)
+    with Image.open(tmp_path / "chart.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 1
 
 
 @pytest.fixture

@@ -1,5 +1,8 @@
 """Pictures: grids and labelled rows of faces, and figures for charts."""
 
+import os
+import sys
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -63,6 +66,8 @@ def save(path, sheet, scale=1):
 
 def figure(rows=1, columns=1, width=5.0, height=3.5):
     """A matplotlib figure that needs no screen, and its axes (rows, columns), each of width x height inches."""
+    if "ipykernel" not in sys.modules:  # a notebook hands its backend to all that it starts, whether it is there or not
+        os.environ.pop("MPLBACKEND", None)
     from matplotlib.figure import Figure  # only now, since most programs draw no chart
 
     chart = Figure(figsize=(width * columns, height * rows), layout="constrained")
