@@ -283,7 +283,8 @@ def place_of(bug):
 
 def demonstrate(bug):
     """Print what the bug is, its code, and the checks that fail because of it, with their errors before and after."""
-    print(f"{bug.name}, planted in {place_of(bug)}\n\n{textwrap.indent(inspect.cleandoc(bug.__doc__), '  ')}\n")
+    text = inspect.cleandoc(bug.__doc__ or "")  # there is none under python -OO
+    print(f"{bug.name}, planted in {place_of(bug)}\n\n{textwrap.indent(text, '  ')}\n")
     source = "\n".join(inspect.getsource(function) for function in bug.functions.values())
     print(source + ("\n    (right is the function as it is in the package)\n" if "right(" in source else ""))
     checks = all_checks() | SECOND_OPINIONS

@@ -56,7 +56,8 @@ class Defaults(argparse.ArgumentDefaultsHelpFormatter):
 
 def command_line(lesson_doc, out):
     """An argument parser with the first line of a lesson's docstring, and --out."""
-    parser = OneLineParser(f"python {sys.argv[0]}", description=lesson_doc.split("\n\n")[0], formatter_class=Defaults)
+    first, *_ = (lesson_doc or "").split("\n\n")  # there is none under python -OO
+    parser = OneLineParser(f"python {sys.argv[0]}", description=first, formatter_class=Defaults)
     parser.add_argument("--out", type=Path, default=Path(out), metavar="DIR", help="folder for all that is written")
     return parser
 

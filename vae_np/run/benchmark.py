@@ -115,7 +115,7 @@ def measure(batch_size=128, steps=12, threads=None, likelihood="bernoulli", prof
 
 def main(arguments=None):
     """The command line; returns its exit status."""
-    parser = OneLineParser(prog="python -m vae_np.benchmark", description=__doc__.split("\n\n")[0])
+    parser = OneLineParser(prog="python -m vae_np.benchmark", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--batch-size", type=POSITIVE, default=128, metavar="N", help="images in a step (128)")
     parser.add_argument("--steps", type=POSITIVE, default=12, metavar="N", help="steps to time (12)")
     parser.add_argument("--threads", type=number_in(range(1, MAX_THREADS + 1)), metavar="N",

@@ -1,6 +1,7 @@
 """What all commands share: wrong usage, errors and interruption each end with one line and a status of their own."""
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -10,8 +11,20 @@ from vae_np.errors import VAEError
 from vae_np.fast.signals import interruptible
 
 
+def expanded(argument):
+    """An argument with ~ as the home folder, which shells leave alone in --out=~/faces, and some everywhere."""
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return option + equals + os.path.expanduser(value)
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser that reports wrong usage in one line, as all other errors are, with status 2."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        """What every command begins with. From now on, it prints \\x.. for what the console's encoding lacks."""
+        if isinstance(sys.stdout, io.TextIOWrapper):  # and not a notebook's
+            sys.stdout.reconfigure(errors="backslashreplace")
+        return super().parse_known_args([*map(expanded, sys.argv[1:] if args is None else args)], namespace)
 
     def error(self, message):
         self.exit(2, f"error: {message}; see {self.prog} --help\n")

@@ -236,7 +236,7 @@ def print_table(checks):
 
 def main(arguments=None):
     """The command line of python -m vae_np.gradcheck; returns its exit status."""
-    parser = OneLineParser(prog="python -m vae_np.gradcheck", description=__doc__.split("\n\n")[0])
+    parser = OneLineParser(prog="python -m vae_np.gradcheck", description=(__doc__ or "").split("\n\n")[0])
     checks = all_checks()
     by_lower_case = {name.lower(): name for name in checks}
     parser.add_argument("--only", metavar="NAME", type=lambda name: by_lower_case.get(name.lower(), name),
