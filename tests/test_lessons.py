@@ -59,7 +59,7 @@ def here(monkeypatch, capfd):
     def run(command, cwd):
         lesson, *arguments = command.split()
         monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", [lesson, *arguments])
+        monkeypatch.setattr(sys, "argv", [str(LESSONS / lesson), *arguments])
         monkeypatch.setattr(backend, "FASTER", dict(backend.FASTER))  # which lesson 02 empties
         monkeypatch.setenv("VAE_BACKEND", backend.NAME)  # and sets to plain
         status = 0

@@ -76,9 +76,10 @@ def add_checkpoint(parser):
 
 
 def parse(parser):
-    """The arguments; in a notebook, whose command line is the editor's own, the defaults."""
-    if "ipykernel" in sys.modules:
-        os.chdir(Path(__file__).parents[2])
+    """The arguments. In a cell of a notebook, where sys.argv is the kernel's own and no lesson's, the defaults."""
+    lessons = Path(__file__).resolve().parents[1]
+    if "IPython" in sys.modules and Path(sys.argv[0]).resolve().parent != lessons:  # with %run it is the lesson's
+        os.chdir(lessons.parent)
         return parser.parse_args([])
     return parser.parse_args()
 
