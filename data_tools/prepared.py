@@ -7,9 +7,12 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import threading
+import types
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +21,13 @@ from tqdm import tqdm
 
 from vae_np.disk.dataset import FORMAT_VERSION, SPLITS, checksum
 from vae_np.errors import DatasetError
+from vae_np.fast.signals import uninterrupted
 
 MAX_WORKERS = 61  # as many as Windows can wait for
 LOCK = ".lock"  # in a staging folder: held as long as its program lives, however it ends
 REPLACED = ".replaced"  # in a staging folder: the dataset whose place it takes
 BYTES_BESIDE = 512  # of an image: its attributes, factors and name take less
+STARTING = threading.Lock()  # one thread after the other sets up what its workers inherit
 
 
 class DatasetWriter:
@@ -165,12 +170,13 @@ def discard(staging, folder):
 def map_rows(task, count, workers, description, chunk=64, items=None):
     """Run task(start, stop) for chunks of range(count) in worker processes; yield (start, stop, result) in order.
 
-    task is picklable (a module's function, or functools.partial of one), since workers are spawned: the one way of
-    starting them that every operating system has. Given `count` items, such as files, it runs
+    task is a function of a module other than the main program, or functools.partial of one, since workers are spawned:
+    the one way of starting them that every operating system has. Given `count` items, such as files, it runs
     task(start, stop, items[start:stop]). A bar on standard error counts images.
 
     Raises whatever a task raises, and DatasetError if a worker is killed.
     """
+    chunk = min(chunk, -(-count // workers))  # so that few rows are work for all
     spans = [(start, min(start + chunk, count)) for start in range(0, count, chunk)]
     inputs = spans if items is None else [(start, stop, items[start:stop]) for start, stop in spans]
     context = multiprocessing.get_context("spawn")
@@ -189,28 +195,31 @@ def map_rows(task, count, workers, description, chunk=64, items=None):
 
 
 def submit_all(pool, task, inputs):
-    """pool.map over tuples of arguments, with workers, which it starts, that Ctrl-C cannot reach while they start.
-
-    Processes inherit which signals are blocked, except on Windows, which has no such thing. In the parent, a Ctrl-C
-    that comes meanwhile counts at the end: any of its threads may get it, which a handler notes.
-    """
-    noted = []
-    handler = signal.signal(signal.SIGINT, lambda *_: noted.append(True))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
-    backend = os.environ.get("VAE_BACKEND")
-    os.environ["VAE_BACKEND"] = "numpy"  # workers inherit it, and would each take part of a GPU
-    try:
+    """pool.map over tuples of arguments, with workers, which it starts, that Ctrl-C cannot reach while they start."""
+    with uninterrupted(), inherited_by_workers():
         return pool.map(task, *zip(*inputs, strict=True))
-    finally:
-        if backend is None:
-            del os.environ["VAE_BACKEND"]
-        else:
-            os.environ["VAE_BACKEND"] = backend
-        if mask is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-        if noted:
-            signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def inherited_by_workers():
+    """In this block, processes that start have no GPU, of which each would take a part, Ctrl-C blocked, and no program.
+
+    They would run the main program once more, as far as it goes without a guard: no task is in it, one that a script
+    begins would begin again and again, and one from standard input is gone. Windows has no blocked signals.
+    """
+    with STARTING:
+        main, backend = sys.modules["__main__"], os.environ.get("VAE_BACKEND")
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
+        sys.modules["__main__"], os.environ["VAE_BACKEND"] = types.ModuleType("__main__"), "numpy"
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+            os.environ.pop("VAE_BACKEND")
+            if backend is not None:
+                os.environ["VAE_BACKEND"] = backend
+            if mask is not None:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def begin_worker():

@@ -399,4 +399,6 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from data_tools import toy_faces  # workers look for functions in modules by name, and not in the main program
+
+    sys.exit(toy_faces.main())

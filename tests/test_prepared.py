@@ -98,15 +98,15 @@ def test_keep_leaves_the_other_rows_out(tmp_path):
 
 
 KILLED = """
-import sys, time
+import time
 from data_tools.prepared import DatasetWriter, map_rows
 
 def work(start, stop):
     print("at work", flush=True)
     time.sleep(60)
 
-if __name__ == "__main__":
-    with DatasetWriter(sys.argv[1], count=2, size=8):
+def main():
+    with DatasetWriter("data", count=2, size=8):
         list(map_rows(work, 2, 2, "sleeping", chunk=1))
 """
 
@@ -114,7 +114,7 @@ if __name__ == "__main__":
 @pytest.mark.skipif(os.name != "posix", reason="kills a program as POSIX systems do")
 def test_what_a_killed_run_left_behind_goes_with_the_next(tmp_path, capsys):
     (tmp_path / "killed.py").write_text(KILLED)
-    program = subprocess.Popen([sys.executable, tmp_path / "killed.py", tmp_path / "data"], text=True,
+    program = subprocess.Popen([sys.executable, "-c", "import killed; killed.main()"], text=True, cwd=tmp_path,
                                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert [program.stdout.readline() for _ in range(2)] == ["at work\n"] * 2
     write(tmp_path / "data")  # another run leaves alone what a live one is writing
@@ -123,7 +123,7 @@ def test_what_a_killed_run_left_behind_goes_with_the_next(tmp_path, capsys):
     program.kill()
     program.communicate(timeout=20)  # ends with the last of its workers, since they hold its output, too
     write(tmp_path / "data", overwrite=True)
-    assert sorted(os.listdir(tmp_path)) == ["data", "killed.py"]
+    assert sorted(set(os.listdir(tmp_path)) - {"__pycache__"}) == ["data", "killed.py"]
     assert capsys.readouterr().out.count("left by a run that was killed") == 1
 
 
@@ -179,8 +179,39 @@ def test_map_rows_gives_each_chunk_its_items_in_order(capsys):
     before = signal.getsignal(signal.SIGINT)
     results = list(map_rows(total, 5, workers=2, description="adding", chunk=2, items=[1, 2, 3, 4, 5]))
     assert results == [(0, 2, 3), (2, 4, 7), (4, 5, 5)]
+    assert len(list(map_rows(total, 2, 2, "adding", items=[1, 2]))) == 2, "each worker has some of a few"
     assert signal.getsignal(signal.SIGINT) is before
     assert "adding: 100%" in capsys.readouterr().err
+
+
+MAKE = "from data_tools import toy_faces\ntoy_faces.main('--out data --count 10 --size 8 --workers 2'.split())\n"
+PROGRAMS = {
+    "script": (["make.py"], MAKE),
+    "module": (["-m", "make"], MAKE),
+    "standard input": ([], MAKE),
+    "thread": (["make.py"], f"import threading as t\na = t.Thread(target=exec, args=[{MAKE!r}])\na.start(), a.join()"),
+}
+
+
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_a_program_without_a_guard_from_anywhere_makes_a_dataset_once(tmp_path, kind):
+    arguments, program = PROGRAMS[kind]
+    (tmp_path / "make.py").write_text("print('begun')\n" + program)
+    done = subprocess.run([sys.executable, *arguments], input=None if arguments else program, cwd=tmp_path, text=True,
+                          capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout.count("begun"), "error" in done.stderr) == (0, bool(arguments), False), done
+    assert len(Dataset(tmp_path / "data")) == 10
+
+
+def test_two_threads_may_start_workers_at_once():
+    main, backend, ends = sys.modules["__main__"], os.environ.get("VAE_BACKEND"), []
+    threads = [threading.Thread(target=lambda: ends.extend(map_rows(total, 2, 1, "adding", items=[1, 2])))
+               for _ in range(2)]
+    for act in (threading.Thread.start, threading.Thread.join):
+        for thread in threads:
+            act(thread)
+    assert ends == [(0, 2, 3)] * 2
+    assert (sys.modules["__main__"], os.environ.get("VAE_BACKEND")) == (main, backend)
 
 
 @pytest.mark.parametrize(("item", "error"), [("stop", "^rows 2 to 4 are bad$"), ("die", "worker process was killed")])
