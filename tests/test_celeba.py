@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools import celeba, toy_faces
-from data_tools.celeba_source import PlainFile, files_in_folder, find_celeba, read_attributes, read_partition
+from data_tools import celeba, decoding, toy_faces
+from data_tools.celeba_source import find_celeba, is_image
+from data_tools.files import PlainFile, files_in_folder
+from data_tools.lists import read_attributes, read_partition
 from vae_np.disk.dataset import Dataset
 from vae_np.errors import DatasetError
 
@@ -74,7 +76,7 @@ def map_here(task, count, workers, description, items):
 @pytest.fixture(autouse=True)
 def here(monkeypatch):
     """Decode in this process, since starting workers takes longer than all the rest."""
-    monkeypatch.setattr(celeba, "map_rows", map_here)
+    monkeypatch.setattr(decoding, "map_rows", map_here)
 
 
 def kaggle_zip(folder):
@@ -98,7 +100,7 @@ def refusal(capsys, source, out, *options):
 
 def check(data, rows=range(7), splits=(3, 2, 2), skipped=()):
     """Check that a dataset has these rows of NAMES, in this order, and so many of each split."""
-    assert data.info["file_names"] == [NAMES[row] for row in rows]
+    assert [name[:6] for name in data.info["file_names"]] == [NAMES[row][:6] for row in rows]
     assert [data.info["splits"][name] for name in ("train", "validation", "test")] == list(splits)
     assert data.info["skipped"] == list(skipped)
     assert data.attribute_names == ATTRIBUTES
@@ -112,6 +114,8 @@ OFFICIAL_ZIP = {path: data for path, data in OFFICIAL.items() if path not in FLA
     "img_align_celeba.zip": zipped(FLAT)}
 OFFICIAL_TREE = {"Anno/list_attr_celeba.txt": OFFICIAL_ATTRIBUTES, "Eval/list_eval_partition.txt": OFFICIAL_PARTITION,
                  "Img/img_align_celeba.zip": zipped(FLAT)}
+PNGS = {f"Img/img_align_celeba_png/{name[:6]}.png": encode(Image.open(io.BytesIO(data)), "PNG")
+        for name, data in JPEGS.items()}
 OF_NO_INTEREST = {"/etc/passwd": "x", "..\\..\\x.exe": "x", "C:/autoexec.bat": "x", "Icon\r": "", "x.jpg/": "",
                   "__MACOSX/img_align_celeba/._000001.jpg": b"\0"}
 LAYOUTS = {
@@ -121,6 +125,10 @@ LAYOUTS = {
     "official archive": (OFFICIAL_ZIP, "img_align_celeba.zip"),
     "official archive, its folder": (OFFICIAL_ZIP, ""),
     "official archive, unpacked, its images": (OFFICIAL, "img_align_celeba"),
+    "archive made on Windows": ({"x.zip": zipped({path.replace("/", "\\"): data for path, data in KAGGLE.items()})},
+                                "x.zip"),
+    "in capitals": ({path.replace(".jpg", ".JPG"): data for path, data in KAGGLE.items()}, ""),
+    "official tree, PNG": (OFFICIAL_TREE | {"Img/img_align_celeba.zip": None} | PNGS, ""),
     "official tree": (OFFICIAL_TREE, ""),
     "official tree, its archive": (OFFICIAL_TREE, "Img/img_align_celeba.zip"),
     "official tree, unpacked": (OFFICIAL_TREE | {f"Img/{path}": data for path, data in FLAT.items()}, ""),
@@ -144,6 +152,11 @@ LIST_VARIANTS = {
     "id,partition": lambda text: text.replace("image_id", "id"),
     "column numbers above": lambda text: "0,1,2,3\r\n" + text,
     "count above": lambda text: f"{len(NAMES)}\n" + text,
+    "quoted": lambda text: re.sub(r"[^,\r\n]+", r'"\g<0>"', text),
+    "semicolons, empty columns": lambda text: text.replace(",", ";").replace("\r", ";;\r"),
+    "UTF-16": lambda text: text.encode("utf-16"),
+    "blanks in names": lambda text: text.replace(".jpg,", " .jpg ,"),
+    "blanks in names, parted by blanks": lambda text: text.replace(".jpg", " .jpg").replace(",", " "),
     "header twice": lambda text: text.split("\r\n")[0] + "\r\n" + text,
 }
 
@@ -153,8 +166,36 @@ def test_every_variant_of_the_lists_reads_the_same(tmp_path, variant):
     write(tmp_path, {name: LIST_VARIANTS[variant](text) for name, text in KAGGLE_LISTS.items()})
     attributes, partition = (PlainFile(str(tmp_path / name)) for name in KAGGLE_LISTS)
     values = {name: bytes(v == 1 for v in values) for name, values in zip(NAMES, VALUES, strict=True)}
-    assert read_attributes(attributes) == (ATTRIBUTES, values)
-    assert read_partition(partition) == dict(zip(NAMES, SPLITS, strict=True))
+    names, rows = read_attributes(attributes, {"1": 1, "-1": 0}, is_image)
+    splits = read_partition(partition, is_image)
+    assert (names, {name.replace(" ", ""): row for name, row in rows.items()}) == (ATTRIBUTES, values)
+    assert {name.replace(" ", ""): split for name, split in splits.items()} == dict(zip(NAMES, SPLITS, strict=True))
+
+
+def test_what_images_and_lists_share_is_taken_if_asked_for(tmp_path, capsys):
+    lists = KAGGLE_LISTS | {"list_attr_celeba.csv": KAGGLE_ATTRIBUTES.replace("000003.jpg,-1,-1,1\r\n", "")}
+    images = {path: data for path, data in NESTED.items() if not path.endswith(("000001.jpg", "182639.jpg"))}
+    data = prepare(write(tmp_path / "source", images | lists), tmp_path / "out", "--partial")
+    check(data, rows=[1, 3, 4, 5], splits=(1, 2, 1))
+    said = capsys.readouterr().out
+    assert re.search(r"4 images are there and listed; .*attr_celeba.csv lists 2 more, and leaves out 1\n", said)
+    assert re.search(r"4 images are there and listed; .*partition.csv lists 3 more, and leaves out 0\n", said)
+
+
+@pytest.mark.parametrize("lists", [{}, KAGGLE_LISTS])
+def test_images_are_shared_out_anew_if_asked_for(tmp_path, lists):
+    data = prepare(write(tmp_path / "source", NESTED | lists), tmp_path / "out", "--split", "1,1,0")
+    assert sorted(data.info["file_names"]) == NAMES
+    assert min(data.info["splits"]["train"], data.info["splits"]["validation"]) > 0 == data.info["splits"]["test"]
+
+
+@pytest.mark.parametrize(("crop", "shares"), [("148", "42% to 69%"), ("square", "60% to 100%"), ("none", "100%")])
+def test_frames_unlike_celebas_are_said_with_what_the_crop_keeps(tmp_path, capsys, crop, shares):
+    others = {f"{ALIGNED}/{NAMES[row]}": encode(Image.new("RGB", size, COLOURS[row]))
+              for row, size in ((0, (300, 300)), (3, (50, 30)))}
+    check(prepare(write(tmp_path / "source", KAGGLE | others), tmp_path / "out", "--crop", crop))
+    said = capsys.readouterr().out
+    assert f"2 images are not 178x218 but 50x30 to 300x300; crop {crop} keeps {shares} of the frame\n" in said
 
 
 def test_images_stand_by_split_then_name_whatever_the_lists_say_first(tmp_path):
@@ -172,7 +213,7 @@ def test_what_is_missing_is_said_aloud(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "no list_eval_partition.csv or .txt found: the official splits" in said
     assert "no list_attr_celeba.csv or .txt found: the dataset has no attributes" in said
-    assert "test               0 images: this copy of CelebA has none" in said
+    assert "test               0 images: figures will come from validation images" in said
     assert "train              3 images\n" in said
 
 
@@ -181,54 +222,11 @@ def test_official_splits():
     assert [celeba.official_split(f"{number:06}.jpg") for number in numbers] == [0, 0, 1, 1, 2, 2]
 
 
-def decode(folder, image, crop, size):
-    """What becomes of an image, and whether it was converted."""
-    data = encode(image, "JPEG" if image.mode == "CMYK" else "PNG")
-    return celeba.decode(PlainFile(str(write(folder, {"image": data}) / "image")), crop, size)
-
-
-def coordinates(width, height):
-    """An image whose red is each pixel's x, and whose green is its y."""
-    y, x = np.mgrid[:height, :width]
-    return Image.fromarray(np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8))
-
-
-@pytest.mark.parametrize(("width", "height", "crop", "left", "top"), [
-    (178, 218, 148, 15, 35), (178, 218, 128, 25, 45), (200, 160, 148, 26, 6),
-    (181, 217, 148, 16, 34),  # margins of 16.5 and 34.5 go to the even neighbour, as torchvision's do
-])
-def test_crop_takes_the_central_square(tmp_path, width, height, crop, left, top):
-    pixels, converted = decode(tmp_path, coordinates(width, height), crop, size=crop)
-    assert not converted
-    square = np.asarray(coordinates(width, height))[top : top + crop, left : left + crop]
-    np.testing.assert_array_equal(pixels, square)
-
-
-def test_scaling_is_antialiased_and_squashes_the_whole_frame_if_there_is_no_crop(tmp_path):
-    stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (218, 89))).convert("RGB")
-    pixels, _ = decode(tmp_path, stripes, 148, size=37)
-    np.testing.assert_allclose(pixels, 127.5, atol=16)  # four-fold: every pixel sees as much black as white
-    pixels = decode(tmp_path, coordinates(178, 218), "none", size=109)[0].astype(float)
-    middle = np.arange(109)[4:-4] + 0.5
-    np.testing.assert_allclose(pixels[50, 4:-4, 0], middle * 178 / 109 - 0.5, atol=1)
-    np.testing.assert_allclose(pixels[4:-4, 50, 1], middle * 218 / 109 - 0.5, atol=1)
-
-
-@pytest.mark.parametrize(("mode", "value"), [("L", 255), ("LA", 255), ("RGBA", 255), ("P", 255), ("1", 255),
-                                             ("CMYK", 255), ("16 bits", 0x80)])
-def test_other_kinds_of_images_become_rgb(tmp_path, mode, value):
-    image = (Image.fromarray(np.full((218, 178), 0x80FF, np.uint16)) if mode == "16 bits"
-             else Image.new("RGB", (178, 218), "white").convert(mode))
-    pixels, converted = decode(tmp_path, image, 148, size=8)
-    assert converted
-    np.testing.assert_array_equal(pixels, np.full((8, 8, 3), value, np.uint8))
-
-
 def test_images_that_are_converted_are_counted(tmp_path, capsys):
     cmyk, grey = encode(Image.new("CMYK", (178, 218), (245, 245, 5, 0))), encode(Image.new("L", (178, 218), 90))
     files = KAGGLE | {f"{ALIGNED}/000003.jpg": cmyk, f"{ALIGNED}/182639.jpg": grey}
     check(prepare(write(tmp_path / "source", files), tmp_path / "out"))
-    assert "converted to RGB: 2 images, the first 000003.jpg\n" in capsys.readouterr().out
+    assert re.search("converted to RGB: 2 images, the first .*000003.jpg\n", capsys.readouterr().out)
 
 
 def test_limit_keeps_the_first_of_every_split_or_is_refused(tmp_path, capsys):
@@ -255,8 +253,11 @@ def test_share_is_proportional_and_exact_and_leaves_no_split_empty():
 
 @pytest.mark.parametrize(("command", "arguments", "problem"), [
     (celeba, "archive.zip", "--out"),
-    (celeba, "archive.zip --out x --size 179", "argument --size: 179 is not between 8 and 178"),
-    (celeba, "archive.zip --out x --crop 150", "argument --crop: invalid choice: 150"),
+    (celeba, "archive.zip --out x --size 513", "argument --size: 513 is not between 8 and 512"),
+    (celeba, "archive.zip --out x --crop 179", "argument --crop: '179' is neither none, square, nor a number"),
+    (celeba, "archive.zip --out x --split 0.9,0.1", "argument --split: '0.9,0.1' is not three shares"),
+    (celeba, "folder --out x --split a,b,c", "argument --split: 'a,b,c' is not three shares"),
+    (celeba, "folder --out x --split inf,1,1", "argument --split: 'inf,1,1' is not three shares"),
     (celeba, "archive.zip --out x --limit 0", "argument --limit: 0 is not between 1 and 999,999"),
     (toy_faces, "--out x --count 9", "argument --count: 9 is not between 10 and 999,999"),
     (toy_faces, "--out x --size 7", "argument --size: 7 is not between 8 and 512"),
@@ -297,7 +298,7 @@ ERRORS = {
     "empty archive": (ARCHIVE, "", "archive.zip is empty; download it again"),
     "web page": (ARCHIVE, b"\xef\xbb\xbf\r\n  <html>Quota exceeded</html>",
                  "archive.zip is a web page, not a zip archive: usually a site's request to ... download it again"),
-    "another kind": (ARCHIVE, b"7z\xbc\xaf'\x1c" + bytes(100), "archive.zip is not a zip archive; download it again"),
+    "another kind": (ARCHIVE, b"7z\xbc\xaf'\x1c" + bytes(100), "archive.zip is not a zip archive; if it is one"),
     "cut archive": (ARCHIVE, KAGGLE_ZIP[:-500], "archive.zip breaks off before its end; download it again"),
     "damaged directory": (ARCHIVE, KAGGLE_ZIP.replace(b"PK\1\2", b"PK\1\0"),
                           "archive.zip is damaged (Bad magic number ... download it again"),
@@ -309,39 +310,46 @@ ERRORS = {
     "damaged headers": (ARCHIVE, KAGGLE_ZIP.replace(b"PK\3\4", b"PK\3\3"), "(its checksum is wrong)"),
     "member of another size": (ARCHIVE, patched(24, 100, zipped(KAGGLE)), "(its checksum is wrong)"),
     "member of absurd size": (ARCHIVE, patched(24, 4_000_000_000),
-                              "has 4,000,000,000 bytes, more than any image or list of CelebA; download it again"),
+                              "has 4,000,000,000 bytes, too many for a picture or a list"),
     "member of absurd compressed size": (ARCHIVE, patched(20, 4_000_000_000), "has 4,000,000,000 bytes"),
     "absolute member": (ARCHIVE, zipped(KAGGLE | {"/etc/000009.jpg": SMALL}),
                         "a member named '/etc/000009.jpg', a path that leads out of the archive; that is none"),
     "member that goes up": (ARCHIVE, zipped(KAGGLE | {"a/../../000009.jpg": SMALL}), "a path that leads out"),
     "member with backslashes": (ARCHIVE, zipped(KAGGLE | {"..\\000009.jpg": SMALL}), "a path that leads out"),
     "member with a drive": (ARCHIVE, zipped(KAGGLE | {"C:/000009.jpg": SMALL}), "a path that leads out"),
-    "unprintable name": (ARCHIVE, zipped(KAGGLE | {"a/\x1b[2J\n.jpg": SMALL}), r"a/\x1b[2J\n.jpg ... rename it"),
+    "unprintable name": (ARCHIVE, zipped(KAGGLE | {"a/\x1b[2J\n.jpg": SMALL}), r"a/\x1b[2J\n.jpg in ... rename it"),
     "unofficial name": (ARCHIVE, zipped({"face.jpg": SMALL}),
                         "face.jpg is none of CelebA's file names (000001.jpg to 202599.jpg); put the list beside"),
     "name twice": ("img_celeba/000003.jpg", SMALL, "two files are named 000003.jpg: ... only the aligned images"),
-    "small image": (IMAGE, SMALL, "has 178x147 pixels, too few for a crop of 148; choose a smaller --crop"),
-    "large image": (IMAGE, encode(Image.new("1", (5_000, 5_000)), "PNG"), "has 5000x5000 pixels, too many"),
-    "larger image": (IMAGE, encode(Image.new("1", (10_000, 9_000)), "PNG"), "has 10000x9000 pixels, too many"),
-    "huge file": (IMAGE, bytes((1 << 26) + 1), "has 67,108,865 bytes, ... download it again"),
+    "large image": (IMAGE, encode(Image.new("1", (10_000, 9_000)), "PNG"), "10000x9000 pixels are too many"),
+    "larger image": (IMAGE, encode(Image.new("1", (20_000, 9_000)), "PNG"), "(Image size (180000000 pixels) exceeds"),
+    "huge file": (IMAGE, bytes((1 << 27) + 1), "has 134,217,729 bytes, too many for a picture or a list"),
     "image for Ghostscript": (IMAGE, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 178 218\n%%EndComments\n",
-                              "000003.jpg cannot be decoded (no JPEG or PNG image); download or unpack it again"),
-    "no image": (IMAGE, None, "partition.csv lists images that are absent (1, the first 000003.jpg); use images"),
-    "no split": (PARTITION_LIST, ("000002.jpg,0\r\n", ""), "partition.csv leaves out images that are there (1"),
-    "no attributes": (ATTRIBUTE_LIST, ("000002.jpg,-1,1,-1\r\n", ""), "celeba.csv leaves out images that are there (1"),
+                              "000003.jpg cannot be decoded (it is no picture that Pillow knows"),
+    "no image": (IMAGE, None, "celeba.csv lists 7 images, of which 1 are absent, the first 000003.jpg; ... --partial"),
+    "no split": (PARTITION_LIST, ("000002.jpg,0\r\n", ""), "partition.csv leaves out 1 of 7 images, ... --partial"),
+    "no attributes": (ATTRIBUTE_LIST, ("000002.jpg,-1,1,-1\r\n", ""), "celeba.csv leaves out 1 of 7 images, the"),
     "attribute of 0": (ATTRIBUTE_LIST, ("2.jpg,-1,1", "2.jpg,0,1"),
-                       "celeba.csv, line 3: 000002.jpg has the value '0', expected one of 1, -1; download the list"),
+                       "celeba.csv, line 3: 000002.jpg has the value '0', expected one of 1, -1; mend that line"),
     "partition 3": (PARTITION_LIST, ("2.jpg,0", "2.jpg,3"), "2.jpg has the value '3', expected one of 0, 1, 2"),
     "short line": (ATTRIBUTE_LIST, ("2.jpg,-1,1", "2.jpg,1"), "line 3: values of 000002.jpg: 2, expected 3"),
     "no value": (PARTITION_LIST, ("1.jpg,0", "1.jpg"), "line 2: values of 000001.jpg: 0, expected 1"),
     "listed twice": (PARTITION_LIST, ("000002.jpg", "000001.jpg"), "line 3: 000001.jpg is listed twice"),
     "strange line": (PARTITION_LIST, ("000002.jpg", "<html>"), "line 3: '<html>' is no image's file name"),
-    "empty list": (PARTITION_LIST, "", "list_eval_partition.csv lists no images; download it again"),
+    "empty list": (PARTITION_LIST, "", "list_eval_partition.csv lists no images; a line has an image's file name"),
     "no header": (ATTRIBUTE_LIST, ("image_id," + ",".join(ATTRIBUTES), ""),
-                  "celeba.csv has 3 values for each image but no line that names 3 attributes; download the list"),
+                  "celeba.csv has 3 values for each image but no line that names 3 attributes; begin it with one"),
     "attribute named twice": (ATTRIBUTE_LIST, ("Bald", "Eyeglasses"), "no line that names 3 attributes"),
     "lists swapped": (PARTITION_LIST, KAGGLE_ATTRIBUTES.replace("-1", "0"), "has several values for each image"),
-    "list that is no text": (ATTRIBUTE_LIST, b"\xff\xfe1\0", "list_attr_celeba.csv is not a text file"),
+    "open quote": (PARTITION_LIST, ("000002", '"000002'), "line 8: unexpected end of data; mend that"),
+    "list that is no text": (ATTRIBUTE_LIST, b"\xff\xfe1", "celeba.csv is not a text file in UTF-8 or UTF-16; save"),
+    "two names for one": (PARTITION_LIST, ("000001.jpg,0\r\n000002.jpg,0", "1/000001.png,0\r\n2/000001.JPG,0"),
+                          "lists 000001.jpg twice, the second time as 2/000001.JPG; remove"),
+    "no validation": (PARTITION_LIST, KAGGLE_PARTITION.replace(",1\r", ",0\r"),
+                      "none of 7 images is for validation, and ... --split"),
+    "no list, first images": (ARCHIVE, zipped(dict(list(FLAT.items())[:3])), "none of 3 images ... --split"),
+    "part of an archive": (ARCHIVE, patched(34, 1, width=2), "archive.zip is one part of a split archive; unpack"),
+    "first part of one": (ARCHIVE, b"PK\7\x08" + zipped(KAGGLE)[:500], "archive.zip is one part of a split archive"),
 }
 
 
@@ -352,6 +360,12 @@ def test_an_error_is_one_clear_line_and_nothing_is_left(tmp_path, capsys, case):
     source = write(tmp_path / "source", {path: content} if path == ARCHIVE else KAGGLE | {path: content})
     error = refusal(capsys, source / ARCHIVE if path == ARCHIVE else source, tmp_path / "out")
     assert re.search(".*".join(map(re.escape, words.split("..."))), error), error
+
+
+@pytest.mark.parametrize("name", ["a.z01", "a.zip.002", "a.7z.003", "a.part2.rar", "a.r00"])
+def test_a_part_of_an_archive_is_not_to_be_downloaded_again(tmp_path, capsys, name):
+    error = refusal(capsys, write(tmp_path, {name: b"anything"}) / name, tmp_path / "out")
+    assert f"{name} is one part of a split archive; unpack the first" in error and "download" not in error
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes with names")
@@ -399,5 +413,5 @@ def test_damaged_images_are_counted_and_skipped_if_asked_for(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "skipped 2 of 7 images that cannot be used, all named in dataset.json: " in said
     assert "all                5 images" in said
-    alone = write(tmp_path / "alone", {"000001.jpg": "no picture"})
-    assert refusal(capsys, alone, tmp_path / "none", "--skip-damaged").endswith("none of 1 images can be used\n")
+    alone = write(tmp_path / "alone", {"000001.jpg": "no picture", "162771.jpg": ""})
+    assert refusal(capsys, alone, tmp_path / "none", "--skip-damaged").endswith("none of 2 images can be used\n")

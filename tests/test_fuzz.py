@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_celeba import ALIGNED, KAGGLE, KAGGLE_LISTS, encode, map_here, patched, write, zipped
 
-from data_tools import celeba, celeba_source
+from data_tools import celeba, decoding, files
 from vae_np import VAE
 from vae_np.disk.dataset import Dataset
 from vae_np.disk.sealed import seal
@@ -71,8 +71,8 @@ def prepare(data, folder):
         celeba.prepare(archive if archive.is_file() else folder, out, size=8, skip_damaged=data.draw(st.booleans()))
     finally:
         if archive.is_file():  # of an archive that stays open, since another will have its name or its number
-            celeba_source.open_once(str(archive)).close()
-            celeba_source.open_once.cache_clear()
+            files.open_once(str(archive)).close()
+            files.open_once.cache_clear()
     Dataset(out).check_sums()
     assert sorted(os.listdir(folder.parent)) == ["out", "source"]
 
@@ -217,7 +217,7 @@ def contents(folder):
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_input_is_used_or_refused(monkeypatch, kind, inputs):
     make, read = KINDS[kind]
-    monkeypatch.setattr(celeba, "map_rows", map_here)
+    monkeypatch.setattr(decoding, "map_rows", map_here)
 
     # The deadline is for what unpacks or searches without end; the machine may be slow.
     @settings(max_examples=max(1, inputs // len(KINDS)), derandomize=True, database=None,

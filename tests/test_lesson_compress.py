@@ -106,6 +106,15 @@ def test_files_need_the_codec_that_they_were_made_with(room, lesson, tmp_path):
     assert (status, line) == (1, ["error: codec.npz is damaged, of another version, or no codec; make it again"])
 
 
+@pytest.mark.parametrize(("crop", "size", "share"), [("148", (178, 218), 56), ("148", (1780, 2180), 56),
+                                                     ("128", (45, 40), 47), ("square", (300, 400), 75)])
+def test_a_crop_keeps_as_much_of_a_picture_of_any_size(room, lesson, tmp_path, crop, size, share):
+    shutil.copy(room[0] / "codec.npz", tmp_path)
+    Image.new("RGB", size).save(tmp_path / "picture.png")
+    status, (line,) = lesson("encode", "picture.png", "a.vaez", "--crop", crop)
+    assert status == 0 and f"crop {crop}, {share}% of the picture, " in line
+
+
 def test_what_cannot_be_encoded_or_decoded_is_one_line(room, lesson, tmp_path):
     shutil.copy(room[0] / "codec.npz", tmp_path)
     (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
@@ -117,12 +126,12 @@ def test_what_cannot_be_encoded_or_decoded_is_one_line(room, lesson, tmp_path):
     (tmp_path / "changed.vaez").write_bytes(content + b"!")
     before = sorted(tmp_path.iterdir())
     for arguments, status, complaint in (
-        ("encode text.png a.vaez", 1, "text.png cannot be read (no image that Pillow"),
-        ("encode none.png a.vaez", 1, "none.png cannot be read ("),
-        ("encode . a.vaez", 1, " cannot be read ("),
+        ("encode text.png a.vaez", 1, "text.png cannot be decoded (it is no picture"),
+        ("encode none.png a.vaez", 1, "none.png is missing or no ordinary file"),
+        ("encode . a.vaez", 1, ". is missing or no ordinary file"),
         ("encode face.png folder.vaez", 1, "folder.vaez"),
         ("encode face.png face.png", 2, "encode writes .vaez files, and face.png is not named so"),
-        ("encode face.png a.vaez --crop 148", 1, "face.png has 16x16 pixels, too few for a crop of 148"),
+        ("encode face.png a.vaez --crop 200", 2, "argument --crop: '200' is neither none, square, nor a number"),
         ("--step 8 encode face.png a.vaez", 2, "codec.npz was made for; leave --step out"),
         ("encode face.png", 2, "the following arguments are required: OUT.vaez"),
         ("encode face.png a.vaez --checkpoint none.npz", 2, "there is no checkpoint none.npz; lesson 03"),

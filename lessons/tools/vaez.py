@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tools.common import load_trained, positive
 
-from data_tools.celeba import CROPS, crop_choice
-from data_tools.photograph import read_photograph
+from data_tools.files import PlainFile
+from data_tools.photograph import crop_choice, read_photograph, share_kept
 from vae_np.study import pictures
 from vae_np.study.codec import HEADER, Codec
 from vae_np.study.metrics import psnr
@@ -27,8 +27,8 @@ def add_commands(parser):
                              help=f"the trained model (default: {parser.get_default('checkpoint')})")
         command.add_argument("--codec", metavar="FILE", type=Path, default=argparse.SUPPRESS,
                              help="(default: codec.npz beside the checkpoint)")
-    commands.choices["encode"].add_argument("--crop", type=crop_choice, choices=CROPS, help="central square to keep, "
-                                            "in pixels, none for the whole (default: that of the dataset)")
+    commands.choices["encode"].add_argument("--crop", type=crop_choice, metavar="none|square|N", help="the part "
+                                            "of the picture to keep (default: as the dataset's, whatever its size)")
 
 
 def run_command(args, codec_path, parser):
@@ -48,9 +48,11 @@ def run_command(args, codec_path, parser):
         print(f"{args.target}: {model.image_size}x{model.image_size} pixels")
         return
     crop = args.crop or info["data"]["crop"]
-    face = to_float(read_photograph(args.source, crop, model.image_size)[None])
+    pixels, frame, _ = read_photograph(PlainFile(str(args.source)), crop, model.image_size)
+    face = to_float(pixels[None])
     values = codec.quantise(model.encode(face)[0])
     count = codec.write(args.target, values[0])
     quality = psnr(face, model.decode(codec.dequantise(values)))[0]
-    kept = "the whole picture, squeezed to a square" if crop == "none" else f"crop {crop}"
+    kept = ("the whole picture, squeezed to a square" if crop == "none" else
+            f"crop {crop}, {share_kept(*frame, crop):.0%} of the picture")
     print(f"{args.target}: {count} bytes, {HEADER} of them the header; {kept}, {quality:.2f} dB")
