@@ -29,8 +29,8 @@ def official_split(name):
     number = int(digits[1]) if digits else 0
     if not 1 <= number <= OFFICIAL_LAST[-1]:
         raise DatasetError(f"there is no list_eval_partition.csv or .txt, and {name} is none of CelebA's file names "
-                           "(000001.jpg to 202599.jpg); put the list beside the images, or share them out anew with "
-                           "--split 0.8,0.1,0.1")
+                           "(000001.jpg to 202599.jpg); put the list beside the images, share them out anew with "
+                           "--split 0.8,0.1,0.1, or prepare pictures of your own with data_tools.pictures")
     return int(np.searchsorted(OFFICIAL_LAST, number))
 
 

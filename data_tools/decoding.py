@@ -1,4 +1,4 @@
-"""From files of pictures to a prepared dataset: decoded by worker processes, and what is said about them."""
+"""From files of pictures to a prepared dataset: what `data_tools.celeba` and `data_tools.pictures` share."""
 
 import argparse
 import functools

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools import celeba, decoding, toy_faces
+from data_tools import celeba, decoding, pictures, toy_faces
 from data_tools.celeba_source import find_celeba, is_image
 from data_tools.files import PlainFile, files_in_folder
 from data_tools.lists import read_attributes, read_partition
@@ -256,8 +256,8 @@ def test_share_is_proportional_and_exact_and_leaves_no_split_empty():
     (celeba, "archive.zip --out x --size 513", "argument --size: 513 is not between 8 and 512"),
     (celeba, "archive.zip --out x --crop 179", "argument --crop: '179' is neither none, square, nor a number"),
     (celeba, "archive.zip --out x --split 0.9,0.1", "argument --split: '0.9,0.1' is not three shares"),
-    (celeba, "folder --out x --split a,b,c", "argument --split: 'a,b,c' is not three shares"),
-    (celeba, "folder --out x --split inf,1,1", "argument --split: 'inf,1,1' is not three shares"),
+    (pictures, "folder --out x --split a,b,c", "argument --split: 'a,b,c' is not three shares"),
+    (pictures, "folder --out x --split inf,1,1", "argument --split: 'inf,1,1' is not three shares"),
     (celeba, "archive.zip --out x --limit 0", "argument --limit: 0 is not between 1 and 999,999"),
     (toy_faces, "--out x --count 9", "argument --count: 9 is not between 10 and 999,999"),
     (toy_faces, "--out x --size 7", "argument --size: 7 is not between 8 and 512"),
