@@ -174,8 +174,10 @@ def map_rows(task, count, workers, description, chunk=64, items=None):
     the one way of starting them that every operating system has. Given `count` items, such as files, it runs
     task(start, stop, items[start:stop]). A bar on standard error counts images.
 
-    Raises whatever a task raises, and DatasetError if a worker is killed.
+    Raises whatever a task raises, and DatasetError if a worker is killed, or none can be started.
     """
+    if not threading.main_thread().is_alive():  # and Python starts no more processes
+        raise DatasetError("the main program has ended before one of its threads; have it wait (Thread.join)")
     chunk = min(chunk, -(-count // workers))  # so that few rows are work for all
     spans = [(start, min(start + chunk, count)) for start in range(0, count, chunk)]
     inputs = spans if items is None else [(start, stop, items[start:stop]) for start, stop in spans]

@@ -203,6 +203,15 @@ def test_a_program_without_a_guard_from_anywhere_makes_a_dataset_once(tmp_path, 
     assert len(Dataset(tmp_path / "data")) == 10
 
 
+def test_a_thread_that_outlives_its_program_is_told_why_it_cannot_go_on(tmp_path):
+    wait_and_make = "import threading\nthreading.main_thread().join()\n" + MAKE
+    (tmp_path / "make.py").write_text("import threading\nimport data_tools.toy_faces\n"
+                                      f"threading.Thread(target=exec, args=[{wait_and_make!r}]).start()\n")
+    done = subprocess.run([sys.executable, "make.py"], cwd=tmp_path, text=True, capture_output=True, timeout=60)
+    assert done.stderr.startswith("error: the main program has ended before") and done.stderr.count("\n") == 1
+    assert os.listdir(tmp_path) == ["make.py"]
+
+
 def test_two_threads_may_start_workers_at_once():
     main, backend, ends = sys.modules["__main__"], os.environ.get("VAE_BACKEND"), []
     threads = [threading.Thread(target=lambda: ends.extend(map_rows(total, 2, 1, "adding", items=[1, 2])))
