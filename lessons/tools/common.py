@@ -88,8 +88,9 @@ def open_dataset(folder):
     """Open a prepared dataset. Where none is named, it is the toy faces, which are drawn first if need be."""
     if folder is None and not TOY_FACES.exists():
         print(f"No --data given: drawing toy faces, once, to {TOY_FACES}.\n"
-              "For real faces, download CelebA, run python -m data_tools.celeba SOURCE --out data/celeba64,\n"
-              "and give the lessons --data data/celeba64.", flush=True)
+              "For real faces, download CelebA, run python -m data_tools.celeba SOURCE --out data/celeba64, or have\n"
+              "python -m data_tools.pictures FOLDER --out data/mine take your own; then give the lessons --data.",
+              flush=True)
         draw_toy_faces()
     return Dataset(folder or TOY_FACES)
 

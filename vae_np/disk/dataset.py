@@ -49,8 +49,8 @@ class Dataset:
             array = memmap(path)
         except Exception as error:  # NumPy has many kinds of its own for a damaged file
             if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-                raise DatasetError(f"{path} cannot be opened ({error.strerror}); if nothing else helps, copy the "
-                                   "dataset to another disk") from None
+                raise DatasetError(f"{path} cannot be opened ({error.strerror or error}); if nothing else helps, copy "
+                                   "the dataset to another disk") from None
             reason = " ".join(str(error).split())  # some have several lines
             raise DatasetError(f"{path} is missing or damaged ({reason}); prepare the dataset again") from None
         if array.shape != shape or array.dtype != dtype:
@@ -111,7 +111,7 @@ def read_info(folder):
     path = folder / "dataset.json"
     if not path.is_file():
         raise DatasetError(f"{folder} holds no prepared dataset (no dataset.json); make one with "
-                           "python -m data_tools.toy_faces, data_tools.celeba or data_tools.pictures")
+                           "python -m data_tools.toy_faces or python -m data_tools.celeba")
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         if info["format_version"] != FORMAT_VERSION:
