@@ -1,5 +1,6 @@
 """Write a prepared dataset (see vae_np/disk/dataset.py): in parallel, and whole or not at all."""
 
+import errno
 import glob
 import json
 import multiprocessing
@@ -80,8 +81,11 @@ class DatasetWriter:
             self.lock.acquire(timeout=0)
             self._check_room()
             np.lib.format.open_memmap(self.images_path, mode="w+", dtype=np.uint8, shape=self.shape).flush()
-        except BaseException:  # __exit__ follows only an __enter__ that succeeded
+        except BaseException as error:  # __exit__ follows only an __enter__ that succeeded
             self.__exit__()
+            if getattr(error, "errno", None) == errno.ENODEV:
+                raise DatasetError(f"the file system of {self.folder} cannot map a file that several processes write; "
+                                   "choose an --out on another, and copy the dataset afterwards") from None
             raise
         return self
 

@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -40,9 +42,10 @@ def test_a_dataset_that_cannot_be_begun_leaves_nothing_behind(tmp_path, monkeypa
         patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2_000_000))
         with pytest.raises(DatasetError, match=r"needs 12.8 MB, and its disk has 2.0 MB free; make room"):
             DatasetWriter(tmp_path / "data", count=1000, size=64).__enter__()
-    monkeypatch.setattr(np.lib.format, "open_memmap", None)  # any failure will do
-    with pytest.raises(TypeError):
-        DatasetWriter(tmp_path / "data", count=10, size=8).__enter__()
+    for error, raised in ((OSError(errno.ENODEV, ""), DatasetError), (OSError(errno.EIO, ""), OSError)):
+        monkeypatch.setattr(np.lib.format, "open_memmap", mock.Mock(side_effect=error))
+        with pytest.raises(raised, match="cannot map a file" if raised is DatasetError else None):
+            DatasetWriter(tmp_path / "data", count=10, size=8).__enter__()
     assert os.listdir(tmp_path) == []
 
 
