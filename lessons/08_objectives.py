@@ -178,7 +178,7 @@ print(f"{args.out}/plane.png, kl_by_dimension.png, pictures.png")
 
 # %% What you should see
 # Rows 3 and 4 are one model but for rounding, which grows as they train. As beta rises from 1/4 to 256, R falls from
-# 112 nats to 3 and pictures blur; reconstructions like a high rate, samples from N(0, I) a low one: those of beta 1 are
+# 110 nats to 3 and pictures blur; reconstructions like a high rate, samples from N(0, I) a low one: those of beta 1 are
 # a jumble, of beta 256 vague. Bernoulli() is between beta 4 and 32.
 #
 # The averaged error collapses: R is 0, and everybody gets one face. No component is worth its nats there, so this is
