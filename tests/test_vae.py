@@ -412,6 +412,13 @@ def test_every_one_of_many_threads_gets_its_own_pictures(rng):
                 np.testing.assert_array_equal(array, right, err_msg=f"call {number}")
 
 
+@pytest.mark.parametrize("likelihood", ["bernoulli", Bernoulli, None])
+def test_what_is_no_likelihood_is_refused(likelihood, rng):
+    model = VAE(**SMALL)
+    with pytest.raises(InputError, match=r"must be one of vae_np.losses, such as Bernoulli\(\), not"):
+        model.loss_and_gradient(*batch(rng, model), likelihood)
+
+
 def test_a_mean_over_no_images_is_refused():
     with pytest.raises(InputError, match="there are no images to take a mean over"):
         VAE(**SMALL).loss_and_gradient(to_device(GOOD[:0]), to_device(np.zeros((0, 5), np.float32)), Bernoulli())

@@ -12,7 +12,7 @@ import numpy as np
 from vae_np.backend import Replaceable, on_host, to_cpu, to_device, xp
 from vae_np.errors import InputError, whole_number
 from vae_np.layers import bind, pack
-from vae_np.losses import kl_divergence, kl_per_dimension, sigmoid, softplus
+from vae_np.losses import Likelihood, kl_divergence, kl_per_dimension, sigmoid, softplus
 from vae_np.network import build_decoder, build_encoder, check_settings
 
 PART = 32  # images that are encoded or decoded at a time
@@ -109,6 +109,8 @@ class VAE(Replaceable):
         beta may also be an array (Z,), a weight for the KL divergence of each latent; the kl returned has no weights.
         """
         require_images(x)
+        if not isinstance(likelihood, Likelihood):
+            raise InputError(f"likelihood must be one of vae_np.losses, such as Bernoulli(), not {likelihood!r}")
         # A NumPy float64 would make every gradient float64.
         beta = beta.astype(self.dtype) if isinstance(beta, xp.ndarray) else float(beta)
         logits, mu, log_var = self.forward(x, eps)
