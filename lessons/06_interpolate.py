@@ -99,8 +99,8 @@ print(f"{args.out}/interpolations.png, traversals.png, interpolation.gif ({len(f
 # background change evenly, a head turns, a beard thins out. No step is more than a few times another; a jump would be.
 # In the middle of a cross-fade there are two faces, with two outlines. Linear and spherical ways differ little at their
 # ends and more in the middle, where the linear one is closer to the mean face, and paler. Where two faces have little
-# in common, as a bald one and one with long hair, what lies between is a compromise in places. Most single dimensions
-# change several things at once: nothing in the loss asks for one dimension to be one property.
+# in common, as a bald one and one with long hair, what lies between is a compromise in places. Single dimensions change
+# several things at once, each a little: nothing in the loss asks for one dimension to be one property.
 #
 # Exercises
 # 1. Interpolate between a face and its mirror image (face[:, ::-1]). What turns, and what goes through the mean?
