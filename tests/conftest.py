@@ -1,6 +1,7 @@
 """Fixtures that several tests share: random generators, the two ways to compute, and small prepared datasets."""
 
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -13,6 +14,10 @@ from vae_np.disk.dataset import Dataset
 if "PYTHONPATH" in os.environ:
     folders = os.environ["PYTHONPATH"].split(os.pathsep)
     os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, filter(None, folders)))
+
+
+# Shells have programs in the background ignore Ctrl-C, which tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
