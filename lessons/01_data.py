@@ -110,7 +110,7 @@ print(f"pictures: {args.out}/faces.png, mean_and_deviation.png, components.png, 
 
 # %% What you should see
 # The mean face is a blurred but friendly face. The first components are light and dark, background, hair. With 8
-# components all faces look alike, with 128 you recognise them, though a ghost of other faces shines through: a linear
+# components all faces look alike, with 160 you recognise them, though a ghost of other faces shines through: a linear
 # code can only add and subtract the same pictures. A PSNR of 20 dB is an error of 0.1 on average, 26 dB of 0.05.
 #
 # Exercises

@@ -40,7 +40,7 @@ if args.command:
     sys.exit()
 
 # %% From codes to whole numbers
-# mu is 128 numbers of 32 bits. How many of these bits matter? The decoder was trained on z = mu + std * eps, so it can
+# mu is 160 numbers of 32 bits. How many of these bits matter? The decoder was trained on z = mu + std * eps, so it can
 # depend on nothing that is finer than std. Round each dimension to multiples of step * std, with the root mean square
 # of std over training faces. How often a rounded value comes up among training faces is its probability p, and log2(1 /
 # p) bits are its price. Where the codes fill the prior, they spread over 1 / std deviations, which makes log2(1 / std)

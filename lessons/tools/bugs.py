@@ -152,7 +152,7 @@ class NoiseDrawnAgain:
 @replaces("kl-averaged", on=losses, caught_by="KL value")
 class KLAveraged:
     """The reconstruction is summed over pixels; a KL averaged over Z latents then weighs 1/Z of what it should. With
-    128 of them that is a beta of 1/128 without saying so: good reconstructions, hopeless samples. Value and gradient
+    160 of them that is a beta of 1/160 without saying so: good reconstructions, hopeless samples. Value and gradient
     are wrong by the same factor, so they fit each other. Only a case whose value is known by hand shows it."""
 
     def kl_divergence(mu, log_var, right=losses.kl_divergence):

@@ -20,8 +20,8 @@ class MixturePrior:
         M step    maximises the right side for these r: with n_k = sum_n r_nk,
                   means_k = sum_n r_nk z_n / n_k,   scatter_k = sum_n r_nk (z_n - means_k)(z_n - means_k)^T
 
-    and so neither step lets the left side fall. A covariance of 128 dimensions has 8,256 numbers, more than a component
-    has codes, and a component of few codes could shrink onto them without end. So each is given `shrinkage` imagined
+    and so neither step lets the left side fall. A covariance of 160 dimensions has 12,880 numbers, more than a
+    component has codes, and one of few codes could shrink onto them without end. So each is given `shrinkage` imagined
     codes with the covariance C of all codes, and one for its weight:
 
         weights_k = (n_k + 1) / (N + K)     covariances_k = (scatter_k + shrinkage C) / (n_k + shrinkage)
