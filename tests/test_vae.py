@@ -339,6 +339,20 @@ def test_numbers_of_numpy_are_settings_that_a_checkpoint_can_hold():
     assert json.loads(json.dumps(model.settings)) == VAE(**SMALL).settings
 
 
+@pytest.mark.parametrize("number", [-1, math.nan, math.inf, "1", None])
+def test_a_temperature_or_a_beta_that_is_no_number_is_refused(number, rng):
+    model = VAE(**SMALL)
+    with pytest.raises(InputError, match=f"temperature must be 0 or more, not {number!r}"):
+        model.sample(2, rng, number)
+    with pytest.raises(InputError, match=f"beta must be 0 or more, not {number!r}"):
+        model.loss_and_gradient(*batch(rng, model), Bernoulli(), number)
+
+
+def test_codes_that_are_not_finite_are_refused():
+    with pytest.raises(InputError, match="expected codes of finite numbers"):
+        VAE(**SMALL).decode(np.full((2, 5), np.nan, np.float32))
+
+
 @pytest.mark.parametrize(("count", "rng", "complaint"), [
     (4, 0, "rng must be a NumPy generator, .* not 0"), (4, np.random.RandomState(0), "rng must be .* not RandomState"),
     (-1, np.random.default_rng(0), "count must be a whole number, 0 or more, not -1")])

@@ -10,7 +10,7 @@ averaged over the batch, never anything else: so a loss is the ELBO whatever the
 import math
 
 from vae_np.backend import Replaceable, xp
-from vae_np.errors import InputError
+from vae_np.errors import InputError, real_number
 
 
 def sigmoid(logits):
@@ -79,9 +79,7 @@ class Gaussian(Likelihood):
     name = "gaussian"
 
     def __init__(self, sigma=0.1):
-        if not sigma > 0:
-            raise InputError(f"sigma is a standard deviation and must be above 0, not {sigma}")
-        self.sigma = xp.asarray(float(sigma))  # 0-d, as a sigma that is computed
+        self.sigma = xp.asarray(real_number(sigma, "sigma", above_0=True))  # 0-d, as a sigma that is computed
 
     def squared_error(self, logits, x):
         """Sum of (x - m)^2 over the batch, and half its gradient with respect to the logits."""

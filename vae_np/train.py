@@ -5,12 +5,11 @@ A training that is shown, measured on held-out images, saved and resumed is in r
 
 import math
 from dataclasses import dataclass, fields
-from numbers import Real
 
 import numpy as np
 
 from vae_np.backend import to_device, xp
-from vae_np.errors import InputError, whole_number
+from vae_np.errors import InputError, real_number, whole_number
 from vae_np.losses import LIKELIHOODS, free_bits, likelihood_of
 from vae_np.optim import Adam, beta_at, clip_gradient, cyclical_beta_at, learning_rate_at
 
@@ -48,14 +47,8 @@ class Settings:
             name, value = field.name, getattr(self, field.name)
             if field.type in (bool, str) or value is field.default is None:
                 continue
-            above = name in ABOVE_0
-            if field.type in (int, int | None):
-                number = whole_number(value, name, least=int(above))
-            elif isinstance(value, Real) and (value > 0 if above else value >= 0) and value < math.inf:
-                number = float(value)
-            else:
-                raise InputError(f"{name} must be {'above 0' if above else '0 or more'}, not {value!r}")
-            setattr(self, name, number)
+            above_0, whole = name in ABOVE_0, field.type in (int, int | None)
+            setattr(self, name, whole_number(value, name, int(above_0)) if whole else real_number(value, name, above_0))
         self.mirror = bool(self.mirror)
 
 

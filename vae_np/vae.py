@@ -10,7 +10,7 @@ import copy
 import numpy as np
 
 from vae_np.backend import Replaceable, on_host, to_cpu, to_device, xp
-from vae_np.errors import InputError, whole_number
+from vae_np.errors import InputError, real_number, whole_number
 from vae_np.layers import bind, pack
 from vae_np.losses import Likelihood, kl_divergence, kl_per_dimension, sigmoid, softplus
 from vae_np.network import build_decoder, build_encoder, check_settings
@@ -112,7 +112,7 @@ class VAE(Replaceable):
         if not isinstance(likelihood, Likelihood):
             raise InputError(f"likelihood must be one of vae_np.losses, such as Bernoulli(), not {likelihood!r}")
         # A NumPy float64 would make every gradient float64.
-        beta = beta.astype(self.dtype) if isinstance(beta, xp.ndarray) else float(beta)
+        beta = beta.astype(self.dtype) if isinstance(beta, xp.ndarray) else real_number(beta, "beta")
         logits, mu, log_var = self.forward(x, eps)
         recon, dlogits = likelihood(logits, x)
         kl, dmu, dlog_var = kl_divergence(mu, log_var)
@@ -133,6 +133,8 @@ class VAE(Replaceable):
     def decode(self, z):
         """Codes (N, Z) -> images (N, H, W, 3) in [0, 1]."""
         self._check_codes(z, "codes")
+        if not np.isfinite(z).all():
+            raise InputError("expected codes of finite numbers")
         return self.in_parts(lambda model, z: [to_cpu(sigmoid(model.decoder.forward(to_device(z))))], z)[0]
 
     def reconstruct(self, x):
@@ -144,7 +146,7 @@ class VAE(Replaceable):
 
         For N(0, I) these are temperature * eps, eps from N(0, I).
         """
-        count = whole_number(count, "count", least=0)
+        count, temperature = whole_number(count, "count", least=0), real_number(temperature, "temperature")
         if not isinstance(rng, np.random.Generator):
             raise InputError(f"rng must be a NumPy generator, such as np.random.default_rng(0), not {rng!r}")
         if self.prior is not None:
