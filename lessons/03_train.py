@@ -167,7 +167,7 @@ print(ledger_table(terms, trainer.likelihood, settings.beta, trainer.model.image
 # their own, and ten epochs do not even bring them to its size. So a density is fitted to the codes of training faces,
 # and stored with the model, which from now on samples from it; lesson 05 has the story.
 fit_prior(args.prior, checkpoint_path, trainer.model, images[0], settings.seed)
-print(f"{checkpoint_path} samples from the {args.prior} prior, fitted to the codes of training faces")
+print(f"{checkpoint_path} now samples from the {args.prior} prior")
 
 # %% What is learned first?
 # Small models for small faces: convolutions that see x as it is, that see 4 (x - 1/2), and with a shortcut, as above.
@@ -185,13 +185,13 @@ print(f"{checkpoint_path}, and beside it history.csv, losses.png, progress.png, 
 # %% What you should see
 # The reconstruction falls quickly, then slowly, while sigma falls with it and makes errors dearer: so KL rises from one
 # epoch to the next, since ever more detail is worth its nats. From the seventh epoch on training gets ahead of
-# validation, which still improves. In progress.png the first epoch knows hair, skin and background; eyes, glasses and
-# expressions take until the fifth. Its new faces are a fitted Gaussian's.
+# validation, which still improves. In progress.png the first epoch knows hair, skin and background, the third glasses
+# and eyes; expressions take until the eighth. Its new faces are a fitted Gaussian's.
 #
 # directions.png: a share above 1 is an error larger than what the component varies by. Strong directions come first,
 # and some are lost for long: the ninth of toy faces, of green against magenta, for all four epochs, since the many
 # layers of a deep network have to find it together. Centring helps the others. The shortcut, which is linear as
-# principal components are, has the ten strongest within an epoch, the ninth among them; weak ones take any model long.
+# principal components are, has the nine strongest within an epoch; weak ones take any model long.
 #
 # Exercises
 # 1. Train with --beta 4 and with --beta 0.25: what happens to KL, PSNR and the samples?

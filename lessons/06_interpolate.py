@@ -71,16 +71,20 @@ steps = np.sqrt(np.mean(np.diff(rows[1][1][1:-1], axis=0) ** 2, axis=(1, 2, 3)))
 print(f"change from one picture to the next on the first arc: {steps.min():.4f} to {steps.max():.4f}")
 
 # %% What does one dimension mean?
-# Take the code of one face, the first of the last pair, and move a single dimension as far as those of other faces go,
-# from three standard deviations below their mean to three above it, holding the others. The dimensions with the largest
-# KL say most about a face; with one that is inactive nothing would happen.
+# Take the code of one face, the first of the last pair, and move it along one direction as far as codes of other faces
+# go, from three standard deviations below their mean to three above it. First along single dimensions, those with the
+# largest KL, which say most about a face; then along the axes in which the codes of faces vary most, their principal
+# components: for the network, no dimension is better than any other direction.
 mu, log_var = encode_all(model, held_out[:2000])
-most = np.argsort(-kl_of_codes(mu, log_var))[:8]
+center, dimensions = mu.mean(axis=0), np.argsort(-kl_of_codes(mu, log_var))[:4]
+axes = np.linalg.svd(mu - center, full_matrices=False)[2][:4]
 rows = []
-for dimension in most:
-    z = np.repeat(codes_a[-1:], args.steps, axis=0)
-    z[:, dimension] = mu[:, dimension].mean() + np.linspace(-3, 3, args.steps) * mu[:, dimension].std()
-    rows.append((f"z[{dimension}]\n-3 to 3\ndeviations", model.decode(z)))
+for label, direction in [*((f"z[{i}]", np.eye(len(center), dtype=mu.dtype)[i]) for i in dimensions),
+                         *((f"axis {i}", axis) for i, axis in enumerate(axes, start=1))]:
+    along = (mu - center) @ direction
+    start = codes_a[-1] - (codes_a[-1] - center) @ direction * direction
+    z = start + np.linspace(-3, 3, args.steps, dtype=mu.dtype)[:, None] * along.std() * direction
+    rows.append((f"{label}\n-3 to 3\ndeviations", model.decode(z)))
 pictures.save(args.out / "traversals.png", pictures.labelled_rows(rows))
 
 # %% An animation
@@ -100,7 +104,8 @@ print(f"{args.out}/interpolations.png, traversals.png, interpolation.gif ({len(f
 # In the middle of a cross-fade there are two faces, with two outlines. Linear and spherical ways differ little at their
 # ends and more in the middle, where the linear one is closer to the mean face, and paler. Where two faces have little
 # in common, as a bald one and one with long hair, what lies between is a compromise in places. Single dimensions change
-# several things at once, each a little: nothing in the loss asks for one dimension to be one property.
+# several things at once, each a little: nothing in the loss asks for one dimension to be one property. The axes change
+# much, and what is large: light and dark, the background, hair.
 #
 # Exercises
 # 1. Interpolate between a face and its mirror image (face[:, ::-1]). What turns, and what goes through the mean?

@@ -78,13 +78,20 @@ def test_a_face_goes_through_a_file(room, tmp_path):
     output = succeed(LESSON, "encode", folder / "face.png", face, *flags, cwd=folder)
     size = face.stat().st_size
     assert HEADER <= size < HEADER + 30
-    assert f"face.vaez: {size} bytes, {HEADER} of them the header; the whole picture, squeezed to a square, " in output
+    assert f"face.vaez: {size} bytes, {HEADER} of them the header; crop none, 100% of the picture, " in output
     assert "face.png: 16x16 pixels" in succeed(LESSON, *flags, "decode", face, tmp_path / "face.png", cwd=folder)
     codec = Codec.load(folder / "codec.npz", model)
     mu, _ = model.encode(to_float(np.load(folder / "faces/images.npy")[-1:]))
     expected = 255 * model.decode(codec.dequantise(codec.quantise(mu)))[0]
     with Image.open(tmp_path / "face.png") as picture:
         assert np.abs(np.asarray(picture) - expected).max() < 0.51
+
+
+def test_a_picture_that_is_squeezed_is_told_what_else_it_could_be(room, tmp_path):
+    Image.new("RGB", (16, 24)).save(tmp_path / "tall.png")
+    output = succeed(LESSON, "encode", tmp_path / "tall.png", tmp_path / "a.vaez", "--checkpoint", "mine.npz",
+                     cwd=room[0])
+    assert "the whole picture, squeezed to a square, where --crop square would keep its middle, " in output
 
 
 def test_files_need_the_codec_that_they_were_made_with(room, lesson, tmp_path):

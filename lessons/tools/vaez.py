@@ -53,6 +53,7 @@ def run_command(args, codec_path, parser):
     values = codec.quantise(model.encode(face)[0])
     count = codec.write(args.target, values[0])
     quality = psnr(face, model.decode(codec.dequantise(values)))[0]
-    kept = ("the whole picture, squeezed to a square" if crop == "none" else
-            f"crop {crop}, {share_kept(*frame, crop):.0%} of the picture")
+    kept = f"crop {crop}, {share_kept(*frame, crop):.0%} of the picture"
+    if crop == "none" and frame[0] != frame[1]:
+        kept = "the whole picture, squeezed to a square, where --crop square would keep its middle"
     print(f"{args.target}: {count} bytes, {HEADER} of them the header; {kept}, {quality:.2f} dB")

@@ -111,7 +111,7 @@ def read_info(folder):
     path = folder / "dataset.json"
     if not path.is_file():
         raise DatasetError(f"{folder} holds no prepared dataset (no dataset.json); make one with "
-                           "python -m data_tools.toy_faces or python -m data_tools.celeba")
+                           "python -m data_tools.celeba, data_tools.pictures or data_tools.toy_faces")
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         if info["format_version"] != FORMAT_VERSION:
