@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 from chance import assert_like_draws
+from conftest import make_forgetful
 from test_priors import integral
 
 from vae_np.backend import to_cpu, to_device
@@ -173,6 +174,14 @@ def test_few_codes_are_not_learned_by_heart():
     prior, other = (FlowPrior.fit(mu, 0 * mu - 8, np.random.default_rng(0), decay=decay) for decay in (1, 0))
     assert prior.log_density(new).mean() > prior.gaussian.log_density(new).mean() - 0.8
     assert np.linalg.norm(prior.arrays["values"]) < np.linalg.norm(other.arrays["values"])
+
+
+def test_threads_may_draw_from_one_prior(rng):
+    mu = rng.standard_normal((20, 12), dtype=np.float32)
+    prior = FlowPrior.fit(mu, 0 * mu, rng, steps=3)
+    expected = prior.sample(4, np.random.default_rng(0))
+    make_forgetful(prior.velocity.network.layers)
+    np.testing.assert_array_equal(prior.sample(4, np.random.default_rng(0)), expected)
 
 
 def test_a_lower_temperature_keeps_codes_nearer_to_one_place(fitted):

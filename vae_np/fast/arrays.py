@@ -107,8 +107,8 @@ class FastLeakyReLU(LeakyReLU):
     """A LeakyReLU in fewer passes."""
 
     def forward(self, x):
-        self.y = leaky(x, self.slope)
-        return self.y
+        self.y = y = leaky(x, self.slope)
+        return y
 
     def backward(self, dy):
         return leaky_gradient(self.y, dy, self.slope)
