@@ -337,7 +337,7 @@ ENDS = {  # the change, the status, the line that is shown, the last step, and t
         IN_STEP_4.format("lambda *args: (ctrl_c(), print('the first waits', flush=True), ctrl_c())"), 130, GO_ON, 3, 2),
     "Ctrl-C while a file is written": (IN_A_FILE, 130, GO_ON, 4, 4),
     "Ctrl-C as a progress bar goes": (IN_A_BAR, 130, GO_ON, 5, 5),
-    "Ctrl-C while threads are waited for": (IN_A_LOCK, 130, GO_ON, 6, 6),
+    "Ctrl-C while threads are waited for": (IN_A_LOCK, 130, GO_ON, 5, 5),
     "Ctrl-C, and again while that saves": (
         IN_STEP_4.format("ctrl_c") + ";" + WHILE_SAVING.format("os, 'fsync', 3", "ctrl_c()"), 130, "interrupted", 4, 2),
     **{kind: (WHILE_SAVING.format(call, what), 1, f"error: {line}", 4, 2) for kind, call, what, line in (

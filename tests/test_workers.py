@@ -185,7 +185,7 @@ def test_a_model_that_nobody_holds_takes_its_threads_with_it():
     try:
         model = ParallelVAE(**SMALL)
         model.sample(3, np.random.default_rng(0))
-        pool = weakref.ref(model.workers.pool)
+        pool = weakref.ref(model.workers.pools[0])
         del model
         assert pool() is None
     finally:

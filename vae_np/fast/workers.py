@@ -9,13 +9,11 @@ A model may be asked by any number of threads at a time, and used on in a forked
 that its parent had.
 """
 
-import contextlib
 import functools
 import itertools
 import math
 import operator
 import os
-import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
@@ -43,7 +41,6 @@ class Replica(VAE):
         self.values, self.share = model.values, 1.0
         bind(self.parameters, self.values, self.grads)
         self.sum, self.shards = xp.empty_like(self.grads), 0  # of the gradients of so many shards, where it is not one
-        self.lock = threading.Lock()  # of whoever uses it
 
     def backward(self, dlogits, dmu, dlog_var):
         """VAE.backward, for the part of the batch's loss that is the shard's."""
@@ -62,8 +59,11 @@ class Workers:
         threads = available_cores() if threads is None else whole_number(threads, "threads", least=1)
         self.threads = 1 if IN_USE else threads
         self.replicas = [Replica(model) for _ in range(self.threads)]
-        self.pool = ThreadPoolExecutor(self.threads, initializer=core_for_each(self.threads))
-        self.process, self.turns = os.getpid(), itertools.count()
+        # Pools of one thread each: what a replica is to do, it does in turn, whoever asks.
+        keep = core_for_each(self.threads)
+        self.pools = [ThreadPoolExecutor(1, initializer=keep) for _ in self.replicas]
+        self.last, self.turns = {}, itertools.count()  # what each was asked to do last; whose turn it is
+        self.process = os.getpid()
 
     def shard_size(self, count):
         """Images in a shard of a batch of `count`: few enough for a core's cache, and about as many for each worker."""
@@ -78,33 +78,21 @@ class Workers:
         """
         size = size or self.shard_size(count)
         shards = [slice(start, min(start + size, count)) for start in range(0, max(1, count), size)]
-        with uninterrupted() as stopped, one_blas_thread():
-            if len(shards) > 1:
-                return self._share_out(function, shards, stopped)
-            # So small a task its caller does: as many callers as there are replicas at a time.
-            free = (replica for replica in self.replicas if replica.lock.acquire(blocking=False))
-            replica = next(free, None)
-            if replica is None:
-                replica = self.replicas[next(self.turns) % self.threads]
-                replica.lock.acquire()
-            try:
-                return [function(replica, shards[0])]
-            finally:
-                replica.lock.release()
-
-    def _share_out(self, function, shards, stopped):
-        """What `map` returns, by all workers, until there is something in `stopped`."""
         results = [None] * len(shards)
 
-        def work(worker):
-            for i in range(worker, len(shards), self.threads):
+        def work(worker, first):
+            for i in range(first, len(shards), self.threads):
                 if not stopped:
                     results[i] = function(self.replicas[worker], shards[i])
 
-        with contextlib.ExitStack() as held:
-            for replica in self.replicas:
-                held.enter_context(replica.lock)
-            futures = [self.pool.submit(work, worker) for worker in range(self.threads)]
+        with uninterrupted() as stopped, one_blas_thread():
+            with LOCK:
+                workers = range(self.threads)
+                if len(shards) == 1:  # a small request, as a service has many: who is idle, or else each in turn
+                    idle = (worker for worker in workers if worker not in self.last or self.last[worker].done())
+                    workers = [next(idle, next(self.turns) % self.threads)]
+                futures = [self.pools[worker].submit(work, worker, first) for first, worker in enumerate(workers)]
+                self.last.update(zip(workers, futures, strict=True))
             try:
                 wait(futures)
             except KeyboardInterrupt as second:
