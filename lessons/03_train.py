@@ -7,23 +7,23 @@ with loops, train the model, on toy faces by default, on CelebA with --data, and
 # %% Settings
 import inspect
 import math
-import shlex
 import sys
 import time
 from dataclasses import asdict, fields
 
-from tools.common import open_dataset, parse, resumed, set_aside
+from tools.common import open_dataset, parse, resumed
 
 import numpy as np
 
 from tools.figures import plot_directions
 from tools.ledger import ledger_table
-from tools.training import fit_prior, missing_after_each_epoch, resized, show_progress, training_options
+from tools.training import Saver, fit_prior, missing_after_each_epoch, resized, show_progress, training_options
 from vae_np import VAE
 from vae_np.backend import NAME, to_cpu, to_device
 from vae_np.disk.files import hold
 from vae_np.errors import InputError
-from vae_np.fast.signals import Interrupted, interruptible, uninterrupted
+from vae_np.fast import processes, voices
+from vae_np.fast.signals import uninterrupted
 from vae_np.losses import CalibratedGaussian, Gaussian, kl_divergence
 from vae_np.optim import Adam
 from vae_np.run.trainer import Trainer
@@ -33,6 +33,7 @@ from vae_np.train import Settings, Training
 
 parser = training_options(__doc__, "runs/03_train")
 args = parse(parser)
+processes.world()  # where mpiexec has started several of this program, they meet here
 checkpoint_path = args.out / "checkpoint.npz"
 if args.resume:
     args = resumed(parser, checkpoint_path)
@@ -101,7 +102,7 @@ print(inspect.getsource(Training.steps), inspect.getsource(Training.step), sep="
 # are wild; a cosine, so that the rate ends near zero, where noise no longer throws the weights about; images that are
 # mirrored at random, which makes twice as many of them; beta 1 from the start, for the loss is the ELBO then.
 images = dataset.split("train", settings.limit), dataset.split("validation")
-lock = hold(args.out)  # two trainings would write over each other's checkpoints
+lock = None if voices.rank() else hold(args.out)  # two trainings would write over each other's checkpoints
 if args.resume:
     trainer = Trainer.resume(checkpoint_path, *images, settings, dataset.description, args.threads)
     print(f"going on after epoch {trainer.epoch} of {settings.epochs}, step {trainer.adam.step:,}")
@@ -111,32 +112,18 @@ else:
     model = VAE(dataset.image_size, args.channels, args.latent_dim, seed=settings.seed)
     trainer = Trainer(model, *images, settings, dataset.description, args.threads)
 print(f"{trainer.model}\non {NAME}, {trainer.threads} threads, {trainer.steps_per_epoch} steps an epoch, "
+      + f"in each of {voices.started()} processes, " * (voices.started() > 0)
       + ", ".join(f"{name} {value}" for name, value in asdict(settings).items()))
-is_ours = args.resume
-
-
-def save():
-    global is_ours
-    if not is_ours:
-        set_aside(checkpoint_path)  # only now that there is something to put in its place
-        is_ours = True
-    trainer.save(checkpoint_path)
-
-
-def after_step():
-    if args.save_every and trainer.adam.step % args.save_every == 0:
-        save()
-
-
+saver = Saver(trainer, checkpoint_path, args)
 if trainer.history:
     show_progress(args.out, trainer)  # a run that was killed may not have come to it
 try:
-    with interruptible():
+    with processes.interruptible():
         while trainer.epoch < settings.epochs:
             start = time.perf_counter()
-            row = trainer.train_epoch(after_step)
+            row = trainer.train_epoch(saver.after_step)
             with uninterrupted():
-                save()
+                saver.save()
                 show_progress(args.out, trainer)
             left = (settings.epochs - trainer.epoch) * (time.perf_counter() - start)
             print(f"epoch {row['epoch']:2d}  loss {row['loss']:7.1f}  recon {row['recon']:7.1f}  kl {row['kl']:5.1f}  "
@@ -146,15 +133,11 @@ try:
             for line in warnings(trainer.history, settings, args.latent_dim):
                 print(f"warning: {line}", flush=True)
 except KeyboardInterrupt as stop:
-    if isinstance(stop, Interrupted):  # a second Ctrl-C does not wait for the step, and half a step cannot be saved
-        save()
-    again = (f"--out {shlex.quote(str(args.out))} --prior {args.prior}"
-             + (f" --save-every {args.save_every}" if args.save_every else ""))
-    print(f"interrupted: {checkpoint_path} holds what was done; go on with: python lessons/03_train.py --resume {again}"
-          if is_ours else "interrupted: nothing was saved", file=sys.stderr)
+    saver.stop(stop)
     sys.exit(128 + getattr(stop, "number", 2))
 finally:
-    lock.release(force=True)  # however it ends: a notebook's program lives on
+    if lock:
+        lock.release(force=True)  # however it ends: a notebook's program lives on
 
 # %% The ledger
 # "Beta 1" says little as long as nobody says whether the reconstruction is summed or averaged, and how much an error
@@ -166,6 +149,7 @@ print(ledger_table(terms, trainer.likelihood, settings.beta, trainer.model.image
 # New faces are decoded from codes that are drawn, and N(0, I) is not where the codes of faces are: they have a shape of
 # their own, and ten epochs do not even bring them to its size. So a density is fitted to the codes of training faces,
 # and stored with the model, which from now on samples from it; lesson 05 has the story.
+processes.leave(trainer.model)  # where there are several, the others end here
 fit_prior(args.prior, checkpoint_path, trainer.model, images[0], settings.seed)
 print(f"{checkpoint_path} now samples from the {args.prior} prior")
 

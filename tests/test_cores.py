@@ -1,5 +1,6 @@
 """How many cores a process may use, and that BLAS is held to one thread as long as anybody needs it."""
 
+import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -37,14 +38,23 @@ def test_blas_is_let_go_by_the_last_of_several_threads_to_leave():
 
 
 @pytest.mark.parametrize(("files", "expected"), [
-    ({}, 16), ({"cpu.max": "max 100000\n"}, 16), ({"cpu.max": "150000 100000\n"}, 2),
-    ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 16),
+    ({}, math.inf), ({"cpu.max": "max 100000\n"}, math.inf), ({"cpu.max": "150000 100000\n"}, 2),
+    ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
     ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4)])
 def test_the_quota_of_a_container(tmp_path, files, expected):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert cores.quota(tmp_path) == expected
+
+
+@pytest.mark.parametrize(("neighbours", "expected"), [(1, 5), (2, 2), (5, 1), (9, 1)])
+def test_the_processes_of_a_machine_share_its_cores(monkeypatch, neighbours, expected):
+    monkeypatch.setattr(cores, "allowed", lambda: set(range(8)))
+    monkeypatch.setattr(cores, "quota", lambda: 5)
+    monkeypatch.setattr(cores, "neighbours", neighbours)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert cores.available_cores() == expected
 
 
 @pytest.mark.parametrize(("asked", "expected"), [("1", 1), ("3,2", 3), ("", 5), ("0", 5), ("many", 5), ("64", 5)])

@@ -27,11 +27,12 @@ def test_no_part_imports_what_comes_later():
             for name in imported(node):
                 first, second, *_ = [*name.split("."), ""]
                 assert first not in ("lessons", "tools", "data_tools", "None"), path
-                if first in ("cupy", "matplotlib"):
+                if first in ("cupy", "matplotlib", "mpi4py"):
                     rare.add((first, path.parent.name, path.stem, isinstance(node, ast.FunctionDef)))
                 elif first == "vae_np" and (path.parent != PACKAGE or path.stem in CORE):
                     part = second if second in ALLOWED else "core"
                     assert part in ALLOWED[path.parent.name] or (
                         path.stem == "backend" and name.startswith("vae_np.fast.cupy_setup.")), f"{path}: {name}"
-    assert rare == {("cupy", "fast", "cupy_setup", True), ("matplotlib", "study", "pictures", True)}
+    assert rare == {("cupy", "fast", "cupy_setup", True), ("matplotlib", "study", "pictures", True),
+                    ("mpi4py", "fast", "processes", True)}
     assert {path.stem for path in PACKAGE.glob("*.py")} == CORE | {"__init__", "benchmark"}

@@ -131,7 +131,9 @@ DANGERS = re.compile(
     r"|(import )?os\.(system|popen|exec\w+|spawn\w+|posix_spawn\w*|startfile|fork)$"
     r"|import (pickle|marshal|shelve|dill|joblib|requests|httpx|aiohttp|urllib|urllib3|http|socket|socketserver|ssl"
     r"|ftplib|smtplib|telnetlib|xmlrpc|webbrowser|code|pty|subprocess)\b")
-MAY_START_PROGRAMS = {"lessons/tools/common.py"}
+# A lesson draws faces in a process of its own; of several processes the first starts a witness, to which all connect.
+ALLOWED = {"lessons/tools/common.py": ["import subprocess"],
+           "vae_np/fast/voices.py": ["import socket", "import subprocess"]}
 
 
 def dangers(source):
@@ -154,8 +156,7 @@ def dangers(source):
 def test_no_source_runs_data_as_code_or_reaches_out():
     assert len(SOURCES) > 25
     found = {path.relative_to(ROOT).as_posix(): dangers(path.read_text(encoding="utf-8")) for path in SOURCES}
-    allowed = {name: ["import subprocess"] for name in MAY_START_PROGRAMS}
-    assert {name: what for name, what in found.items() if what} == allowed
+    assert {name: what for name, what in found.items() if what} == ALLOWED
 
 
 def test_a_danger_would_be_found_and_what_is_safe_is_not_taken_for_one():

@@ -14,6 +14,7 @@ try:
 
     from vae_np.disk.dataset import Dataset
     from vae_np.errors import CheckpointError, DatasetError, InputError
+    from vae_np.fast import processes, voices
     from vae_np.run import checkpoint
     from vae_np.run.command import OneLineParser, number_in, report
     from vae_np.train import to_float
@@ -77,6 +78,7 @@ def add_checkpoint(parser):
 
 def parse(parser):
     """The arguments. In a cell of a notebook, where sys.argv is the kernel's own and no lesson's, the defaults."""
+    voices.speak_as_one()
     lessons = Path(__file__).resolve().parents[1]
     if "IPython" in sys.modules and Path(sys.argv[0]).resolve().parent != lessons:  # with %run it is the lesson's
         os.chdir(lessons.parent)
@@ -86,12 +88,16 @@ def parse(parser):
 
 def open_dataset(folder):
     """Open a prepared dataset. Where none is named, it is the toy faces, which are drawn first if need be."""
+    if voices.rank():
+        processes.check()  # the first one draws
     if folder is None and not TOY_FACES.exists():
         print(f"No --data given: drawing toy faces, once, to {TOY_FACES}.\n"
               "For real faces, download CelebA, run python -m data_tools.celeba SOURCE --out data/celeba64, or have\n"
               "python -m data_tools.pictures FOLDER --out data/mine take your own; then give the lessons --data.",
               flush=True)
         draw_toy_faces()
+    if not voices.rank():
+        processes.check()
     return Dataset(folder or TOY_FACES)
 
 
@@ -175,7 +181,7 @@ def resumed(parser, path):
 
 def set_aside(path):
     """Rename the file of an earlier run to the first free of name-1, name-2, ..., so that a new run loses nothing."""
-    if path.exists():
+    if path.exists() and not voices.rank():
         numbers = itertools.count(1)
         free = next(name for n in numbers if not (name := path.with_stem(f"{path.stem}-{n}")).exists())
         path.rename(free)

@@ -1,14 +1,18 @@
 """Lesson 3's options, and what it does beside training: pictures of the progress, and a prior in the checkpoint."""
 
 import argparse
+import shlex
+import sys
 
-from tools.common import SEED, add_data, command_line, encode_all, spread
+from tools.common import SEED, add_data, command_line, encode_all, set_aside, spread
 
 import numpy as np
 from PIL import Image
 
 from tools.figures import plot_losses, write_history
+from vae_np.fast import processes, voices
 from vae_np.fast.cores import MAX_THREADS, one_blas_thread
+from vae_np.fast.signals import Interrupted
 from vae_np.losses import LIKELIHOODS
 from vae_np.run import checkpoint
 from vae_np.run.command import POSITIVE, number_in
@@ -57,8 +61,49 @@ def training_options(lesson_doc, out):
     return parser
 
 
+class Saver:
+    """What saves a training to a checkpoint, and says how to go on with it."""
+
+    def __init__(self, trainer, path, args):
+        self.trainer, self.path, self.every, self.is_ours = trainer, path, args.save_every, False
+        self.go_on = (f"mpiexec -n {voices.started()} " * (voices.started() > 0)
+                      + f"python lessons/03_train.py --resume --out {shlex.quote(str(args.out))} --prior {args.prior}"
+                      + f" --save-every {self.every}" * bool(self.every))
+        if args.resume:
+            self.own()
+
+    def own(self):
+        """From now on, the checkpoint is that of this training."""
+        self.is_ours = True
+        voices.advise(self.go_on)
+
+    def save(self):
+        """Save, and first set aside the checkpoint of an earlier run, only now that there is another in its place."""
+        if not self.is_ours:
+            set_aside(self.path)
+            self.own()
+        self.trainer.save(self.path)
+
+    def after_step(self):
+        """Save after every so many steps, if that was asked for."""
+        if self.every and self.trainer.adam.step % self.every == 0:
+            self.save()
+
+    def stop(self, reason):
+        """Save after Ctrl-C or SIGTERM, and say how to go on."""
+        complete = isinstance(reason, Interrupted)  # a second Ctrl-C does not wait for the end of the step
+        if complete:
+            self.save()
+        end = f"{self.path} holds what was done; go on with: {self.go_on}" if self.is_ours else "nothing was saved"
+        print(f"interrupted{getattr(reason, 'source', '')}: {end}", file=sys.stderr)
+        if complete:
+            processes.leave(self.trainer.model)
+
+
 def show_progress(out, trainer):
-    """Write history.csv, losses.png and progress.png into the folder `out`."""
+    """Write history.csv, losses.png and progress.png into the folder `out`; of several processes the first does."""
+    if voices.rank():
+        return
     write_history(out / "history.csv", trainer.history)
     plot_losses(out / "losses.png", trainer.history)
     faces = to_float(trainer.validation_images[:LOOK])

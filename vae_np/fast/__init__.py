@@ -3,6 +3,8 @@
     arrays.py      arrays that are kept, fewer passes over memory
     winograd.py    convolutions with 9 products for 16, on a CPU
     workers.py     a batch as a sum of shards, a thread on each core
+    processes.py   shards in several processes, under mpiexec
+    voices.py      several processes that speak as one
     cores.py       how many cores there are, and who keeps to which
     signals.py     Ctrl-C, which must not break in while threads are waited for
     gpu.py         CUDA kernels in the place of array code, and CuPy's peculiarities
@@ -14,7 +16,7 @@
 def replacements():
     """{a class of the core: the subclass that is made in its place}."""
     from vae_np import conv, layers, losses, optim, vae
-    from vae_np.fast import arrays, gpu, winograd, workers
+    from vae_np.fast import arrays, gpu, processes, voices, winograd, workers
 
     return {
         conv.Conv2d: arrays.FastConv2d if gpu.IN_USE else winograd.WinogradConv2d,
@@ -24,5 +26,5 @@ def replacements():
         losses.Gaussian: arrays.FastGaussian,
         losses.CalibratedGaussian: arrays.FastCalibratedGaussian,
         optim.Adam: arrays.FastAdam,
-        vae.VAE: workers.ParallelVAE,
+        vae.VAE: processes.SpreadVAE if voices.started() else workers.ParallelVAE,
     }

@@ -16,11 +16,22 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 
 
+neighbours = 1  # processes that share these cores as one program, which processes.py counts
+
+
+def allowed():
+    """The cores of this process's CPU set."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 def available_cores():
-    """How many cores this process may use: of its CPU set, its container's quota and OMP_NUM_THREADS the least."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many cores this process may use: of its CPU set, its container's quota and OMP_NUM_THREADS the least.
+
+    Of the first two it has a share, where it has neighbours.
+    """
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return min(cores, quota(), int(asked) if asked.isdecimal() and int(asked) else MAX_THREADS, MAX_THREADS)
+    return min(max(1, min(len(allowed()), quota()) // neighbours),
+               int(asked) if asked.isdecimal() and int(asked) else MAX_THREADS, MAX_THREADS)
 
 
 def quota(folder=Path("/sys/fs/cgroup")):
@@ -30,7 +41,7 @@ def quota(folder=Path("/sys/fs/cgroup")):
             time, period = " ".join((folder / name).read_text() for name in names).split()
             if int(time) > 0:  # version 1 says -1 where there is no quota
                 return math.ceil(int(time) / int(period))
-    return MAX_THREADS
+    return math.inf
 
 
 def core_for_each(threads):

@@ -3,6 +3,7 @@
 import os
 
 from vae_np.errors import BackendError
+from vae_np.fast.voices import launched, started
 
 
 def failure(problem, remedy):
@@ -10,11 +11,20 @@ def failure(problem, remedy):
     return BackendError(f"VAE_BACKEND=cupy, but {problem}; {remedy}, or unset VAE_BACKEND")
 
 
+def take_own_gpu():
+    """Of the processes that mpiexec has started on a machine, let each see one GPU alone: that of its number there."""
+    if started():
+        number = launched("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", str(number)).split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)]
+
+
 def load_cupy():
     """The module cupy, after a kernel and a product have run. Raises BackendError."""
     if os.environ.get("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM") == "1":
         # The threads of fast.workers and the main one rely on each other's work being done in order.
         raise failure("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM=1 lets threads overtake each other", "unset it")
+    take_own_gpu()
     install = ('see which CUDA version nvidia-smi shows, 12 or 13, and pip install "cupy-cuda12x[ctk]" or '
                '"cupy-cuda13x[ctk]"')
     try:

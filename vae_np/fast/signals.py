@@ -12,11 +12,11 @@ STOPS = signal.SIGINT, signal.SIGTERM
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM; number is the signal's."""
+    """Ctrl-C or SIGTERM; number is the signal's, and source says to whom it came, if that is not this process alone."""
 
-    def __init__(self, number):
+    def __init__(self, number, source=""):
         super().__init__()
-        self.number = number
+        self.number, self.source = number, source
 
 
 def let_go():

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from vae_np.backend import to_cpu, to_device, xp
 from vae_np.errors import CheckpointError, DatasetError, InputError, TrainingError
+from vae_np.fast import processes, voices
 from vae_np.fast.cores import one_blas_thread
 from vae_np.fast.gpu import IN_USE, kept_on_device
 from vae_np.fast.signals import uninterrupted
@@ -93,8 +94,11 @@ class Trainer(Training):
         """Go once through the training images in a new random order; append a row to the history and return it.
 
         An epoch that was interrupted, or resumed from a checkpoint in its middle, goes on where it was. after_step is
-        called after each step, when the trainer can be saved.
+        called after each step, when the trainer can be saved. Where there are several processes, all of them call this.
         """
+        processes.compare(dataset=(self.data["fingerprint"], len(self.images), len(self.validation_images)),
+                          setting=(self.model.settings, self.settings),
+                          checkpoint=(self.adam.step, self.rng.bit_generator.state))
         with warnings.catch_warnings():
             # Of numbers that are no longer finite: they end the training in `_check_finite`, in one line. np.errstate
             # would not reach the workers' threads.
@@ -130,6 +134,7 @@ class Trainer(Training):
                     bar.set_postfix(loss=f"{loss:.0f}", recon=f"{recon:.0f}", kl=f"{kl:.1f}", refresh=False)
                 if not stopped:
                     after_step()
+                processes.check()
 
     def _row(self, held_out, speed):
         sizes = np.full(len(self.terms), self.settings.batch_size)
@@ -164,6 +169,8 @@ class Trainer(Training):
     def save(self, path):
         """Write a checkpoint from which `resume` goes on as if nothing had happened, between any two steps.
 
+        Of several processes the first writes.
+
         Raises TrainingError, and leaves an older checkpoint as it was, if a loss, a gradient or a parameter is not
         finite.
         """
@@ -186,7 +193,8 @@ class Trainer(Training):
         arrays = {"values": values, "m": to_cpu(self.adam.m), "v": to_cpu(self.adam.v),
                   "progress": np.stack(self.progress) if self.progress else np.zeros(shape, np.uint8),
                   "order": self.order.astype(np.int64), "terms": np.reshape(self.terms, (-1, len(TERMS)))}
-        checkpoint.save(path, arrays, info)
+        if not voices.rank():
+            checkpoint.save(path, arrays, info)
 
     @classmethod
     def resume(cls, path, images, validation_images, settings, data=None, threads=None):
