@@ -85,12 +85,16 @@ import numpy as np
 sys.path[:0] = {path}
 from test_processes import curves
 from vae_np.fast import processes, voices
+from vae_np.fast.cores import available_cores
 from vae_np.vae import VAE
 
+cores, processes.ROUND = available_cores(), 32
 assert processes.world().size == {count} and processes.world().rank == voices.rank()
+assert available_cores() == max(1, cores // {count})
 voices.speak_as_one()
 np.savez(str(voices.rank()), **curves())
 processes.leave(VAE(16, (4,), 2))
+assert available_cores() == cores
 print("alone")
 """
 WAYS = {"bernoulli": {"likelihood": "bernoulli", "free_bits": 0.05}, "gaussian": {"likelihood": "gaussian"},
@@ -113,7 +117,7 @@ def curves():
 @with_mpi
 @pytest.mark.parametrize("count", [2, 3])
 def test_several_processes_compute_the_curve_of_one(tmp_path, monkeypatch, count):
-    write_dataset(tmp_path / "faces", train=81, validation=70)
+    write_dataset(tmp_path / "faces", train=81, validation=110)  # of which one process has a part less
     program = CURVES.format(path=[os.path.dirname(__file__)], count=count)
     status, output, lines = end(start(tmp_path, (count, ["-c", program])))
     assert (status, output.split(), lines) == (0, ["alone"], [])
@@ -143,6 +147,7 @@ def lesson(*flags, rank=0, change="pass"):
 from vae_np.fast import voices
 print("pid", os.getpid(), flush=True)
 workers.available_cores = lambda: 1
+when(trainer.checkpoint, "save", 1, lambda *args: print("written by", voices.rank(), file=sys.__stdout__, flush=True))
 if voices.rank() == {rank}:
     {change}
 """
@@ -204,6 +209,7 @@ def test_three_go_on_with_what_one_has_begun(room):
     trainer.save(room / "run" / "checkpoint.npz")
     status, output, lines = end(start(room, (3, lesson("--resume"))))
     assert (status, lines) == (0, []) and "in each of 3 processes" in output
+    assert re.findall("written by .*", output) == ["written by 0"], "and not by others"
     assert len(load(room / "run" / "checkpoint.npz")[1]["history"]) == 2
     assert_it_went_on(room, epochs=2)
 
