@@ -81,8 +81,9 @@ class Saver:
         """Save, and first set aside the checkpoint of an earlier run, only now that there is another in its place."""
         if not self.is_ours:
             set_aside(self.path)
-            self.own()
         self.trainer.save(self.path)
+        if not self.is_ours:
+            self.own()
 
     def after_step(self):
         """Save after every so many steps, if that was asked for."""

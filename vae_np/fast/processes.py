@@ -38,7 +38,7 @@ def launcher(count):
 
 
 def world():
-    """mpi4py's COMM_WORLD under mpiexec, otherwise None. Raises InputError where it cannot be had."""
+    """mpi4py's COMM_WORLD under mpiexec, else None; `leave` is its end. Raises InputError where it cannot be had."""
     global comm, MPI
     if MPI is not None or not (count := voices.started()):
         return comm
