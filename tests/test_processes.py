@@ -145,7 +145,7 @@ def lesson(*flags, rank=0, change="pass"):
     """The arguments of Python for lesson 03, with a change of the process of this rank. Each first says its PID."""
     change = f"""
 from vae_np.fast import voices
-print("pid", os.getpid(), flush=True)
+print(f"pid {{os.getpid()}}\\n", end="", flush=True)  # in one piece
 workers.available_cores = lambda: 1
 when(trainer.checkpoint, "save", 1, lambda *args: print("written by", voices.rank(), file=sys.__stdout__, flush=True))
 if voices.rank() == {rank}:
