@@ -54,7 +54,8 @@ def training_options(lesson_doc, out):
                         help="seed of the weights, the noise and the shuffle")
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N training images only")
     parser.add_argument("--threads", type=number_in(range(1, MAX_THREADS + 1)), metavar="N",
-                        help="worker threads (one for each core that the system and OMP_NUM_THREADS allow)")
+                        help="worker threads of each process (one for each core that the system and OMP_NUM_THREADS "
+                             "allow, of which the processes of a machine have a share each)")
     parser.add_argument("--save-every", type=POSITIVE, metavar="STEPS",
                         help="save within epochs, too, not only after each")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")

@@ -126,7 +126,7 @@ class SpreadVAE(ParallelVAE):
             self.grads[...] = to_device(gradient)
         if 0 < (finite := np.isfinite(each).all(axis=1)).sum() < comm.size:
             raise TrainingError(f"rank {finite.argmin()} alone has a loss that is not finite; is its machine in order?")
-        return each.sum(axis=0)
+        return to_device(each.sum(axis=0))
 
     def latent_kl(self, x):
         """VAE.latent_kl."""

@@ -80,7 +80,7 @@ def call_witness(comm):
     if rank() == 0:
         command = [sys.executable, "-I", __file__, host if host == "127.0.0.1" else "", str(started())]
         port = int(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=sys.__stderr__,
-                                    start_new_session=True).stdout.readline())
+                                    start_new_session=True).stdout.readline() or 0)
     with contextlib.suppress(OSError):  # then without one
         witness = socket.create_connection((host, comm.bcast(port)), timeout=20)
     tell(f"rank {rank()} of {started()} (PID {os.getpid()} on {names[rank()]})")
