@@ -220,7 +220,7 @@ def test_three_go_on_with_what_one_has_begun(room):
     (["--seed", 5], "error: rank 0 of 2: rank 1 has another setting than rank 0; start all with the same"),
     (["--data", "others"], "error: rank 0 of 2: rank 1 has another dataset than rank 0; start all with the same"),
     (["--data", "none"], "error: rank 1 of 2: none holds no prepared dataset (no dataset.json); make one with "
-     "python -m data_tools.toy_faces or python -m data_tools.celeba"),
+     "python -m data_tools.celeba, data_tools.pictures or data_tools.toy_faces"),
 ])  # fmt: skip
 def test_processes_that_differ_are_refused(room, flags, line):
     write_dataset(room / "others", seed=1)

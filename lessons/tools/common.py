@@ -24,6 +24,7 @@ except ModuleNotFoundError as missing:
 except ImportError as missing:  # of the backend
     sys.exit(f"error: {missing}")
 
+LESSONS = Path(__file__).resolve().parents[1]
 SEED = number_in(range(2**32))
 TOY_FACES = Path("data/toy64")
 CHECKPOINT = Path("runs/03_train/checkpoint.npz")
@@ -79,9 +80,8 @@ def add_checkpoint(parser):
 def parse(parser):
     """The arguments. In a cell of a notebook, where sys.argv is the kernel's own and no lesson's, the defaults."""
     voices.speak_as_one()
-    lessons = Path(__file__).resolve().parents[1]
-    if "IPython" in sys.modules and Path(sys.argv[0]).resolve().parent != lessons:  # with %run it is the lesson's
-        os.chdir(lessons.parent)
+    if "IPython" in sys.modules and Path(sys.argv[0]).resolve().parent != LESSONS:  # with %run it is the lesson's
+        os.chdir(LESSONS.parent)
         return parser.parse_args([])
     return parser.parse_args()
 
