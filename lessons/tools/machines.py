@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 
+from vae_np.backend import xp
 from vae_np.disk.files import replacing
 from vae_np.errors import InputError
 from vae_np.study import pictures
@@ -101,8 +102,10 @@ def difference(a, b):
 
 def start(command):
     """Run a command that starts processes, each of one thread, and print what they print, in notebooks, too."""
-    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, text=True) as started:
+    # Not the variable as it is: in a notebook that has shown lesson 2 it says "plain", which is of one process.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "VAE_BACKEND": xp.__name__}
+    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          text=True) as started:
         for line in started.stdout:
             print(line, end="", flush=True)
     if started.returncode:
