@@ -184,12 +184,12 @@ for name, network in NETWORKS.items():
 
 # %% What you should see
 # Cut as you like: parts with their share as the weight sum up to the gradient. MPI wins where messages are small, the
-# ring where they are large. Larger batches are fewer steps: at one rate, 512 ends 550 nats behind 32. The rate times
-# the growth makes up for most of it up to 256; at 512 it is too much, and the root is better. For two cores as
-# machines, 32 on 10 Gbit/s do the work of 16 (1 Gbit/s: 8 of 4), and beyond 128 a step takes longer again. With 32
-# images each, 16 machines compute for a quarter of a step on 1 Gbit/s, for three quarters on 10. Overlap saves a third
-# where both take as long; mostly it is less, and for GPUs, which wait for slow networks anyway, nothing: so this
-# package does without.
+# ring mostly where they are large; the model is up to three times off between. Larger batches are fewer steps: at one
+# rate, 512 ends 550 nats behind 32. The rate times the growth makes up for most of it up to 256; at 512 the root is
+# better. Of machines such as two cores, up to 32 are worth half their number on 10 Gbit/s, 8 on 1 Gbit/s, and on real
+# networks a step is longer again beyond 128. With 32 images each, 16 machines compute for a quarter of a step on 1
+# Gbit/s, for three quarters on 10. Overlap saves a third where both take as long, mostly less, a fifth on the quickest
+# network for GPUs, and nothing on slow ones: this package does without.
 #
 # Exercises
 # 1. Send float16 in `ring`: how far is its sum from MPI's then, and what does half of `size` do to the last tables?
