@@ -52,7 +52,7 @@ def core_for_each(threads):
     where the system has no such call (only Linux has) or forbids it. The first thread has the most to do: where it is
     kept depends on the process.
     """
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+    cores = sorted(allowed()) if hasattr(os, "sched_setaffinity") else []
     first = os.getpid() % max(1, len(cores))
     free = iter(cores[first:] + cores[:first] if len(cores) == threads else ())
 
