@@ -149,7 +149,7 @@ print(ledger_table(terms, trainer.likelihood, settings.beta, trainer.model.image
 # New faces are decoded from codes that are drawn, and N(0, I) is not where the codes of faces are: they have a shape of
 # their own, and ten epochs do not even bring them to its size. So a density is fitted to the codes of training faces,
 # and stored with the model, which from now on samples from it; lesson 05 has the story.
-processes.leave(trainer.model)  # where there are several, the others end here
+processes.leave(trainer.model, args.threads)  # where there are several, the others end here
 fit_prior(args.prior, checkpoint_path, trainer.model, images[0], settings.seed)
 print(f"{checkpoint_path} now samples from the {args.prior} prior")
 

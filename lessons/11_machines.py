@@ -35,7 +35,7 @@ parser.add_argument("--seconds", type=positive, default=0.5, help="seconds for e
 args = parse(parser)
 world = processes.world()  # of all processes, where mpiexec has started this one; else None
 if world is None:
-    start_two, dataset = processes.launcher(2), open_dataset(args.data)
+    start_two, dataset = machines.launcher(2), open_dataset(args.data)
     images, held_out = dataset.split("train", args.limit), dataset.split("validation")
     require(images, 1, "training")
     require(held_out, 1, "validation")

@@ -12,7 +12,6 @@ from test_lessons import LESSONS, here, pictures_in, succeed
 
 from tools import machines
 from vae_np.errors import InputError
-from vae_np.fast import processes
 
 assert here  # a fixture
 LESSON = "11_machines.py"
@@ -22,7 +21,7 @@ SUMS = r"in the ring each sends ([\d.]+) of its buffer\.\n.* from MPI's by (\S+)
 def installed():
     """Whether there is an MPI to start processes with."""
     try:
-        return bool(processes.launcher(2))
+        return bool(machines.launcher(2))
     except InputError:
         return False
 
@@ -79,7 +78,7 @@ def test_the_lesson_starts_two_processes(tmp_path):
 
 @needs_mpi
 def test_under_mpiexec_it_measures_with_all_processes_and_ends(tmp_path):
-    command = [*processes.launcher(3), sys.executable, LESSONS / LESSON, "--out", "out", "--seconds", "0.001"]
+    command = [*machines.launcher(3), sys.executable, LESSONS / LESSON, "--out", "out", "--seconds", "0.001"]
     result = subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
                             check=False)
     assert result.returncode == 0, result.stderr
@@ -93,7 +92,7 @@ def test_without_mpi_one_line_comes_before_all_else(tmp_path, here, monkeypatch)
     def missing(count):
         raise InputError("no MPI here")
 
-    monkeypatch.setattr(processes, "launcher", missing)
+    monkeypatch.setattr(machines, "launcher", missing)
     assert here(LESSON, tmp_path) == (1, "", "error: no MPI here\n")
     assert not list(tmp_path.iterdir())
 

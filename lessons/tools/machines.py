@@ -1,15 +1,20 @@
 """What lesson 11 needs beside its subject: what processes measure together, how they are started, a chart of curves."""
 
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
-from vae_np.backend import xp
+from vae_np.backend import NAME, xp
 from vae_np.disk.files import replacing
 from vae_np.errors import InputError
+from vae_np.fast.processes import INSTALL
 from vae_np.study import pictures
 
 SIZES = 4 ** np.arange(5, 12)  # bytes
@@ -98,6 +103,16 @@ def time_sums(world, ring, sizes, seconds):
 def difference(a, b):
     """The largest difference of two arrays, relative to the largest number of the second."""
     return np.abs(a - b).max() / np.abs(b).max()
+
+
+def launcher(count):
+    """The command that starts so many processes of a program, a list. Raises InputError where none can be started."""
+    if NAME == "plain":
+        raise InputError("VAE_BACKEND=plain computes in one process; unset it for this lesson")
+    mpiexec = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec")
+    if mpiexec is None or importlib.util.find_spec("mpi4py") is None:
+        raise InputError(f"several processes take what is not installed here; {INSTALL}")
+    return [mpiexec, "-n", str(count)]
 
 
 def start(command):

@@ -7,10 +7,9 @@ adds up the gradients: N processes compute the curve of one, up to the rounding 
 would wait for ever: so it ends without MPI_Finalize, upon which mpiexec ends all. Only this file imports mpi4py.
 """
 
+import ctypes
 import hashlib
-import importlib.util
 import math
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -20,26 +19,19 @@ import numpy as np
 from vae_np.backend import NAME, to_cpu, to_device
 from vae_np.errors import InputError, TrainingError
 from vae_np.fast import cores, signals, voices
-from vae_np.fast.gpu import IN_USE
+from vae_np.fast.gpu import IN_USE, synchronize
 from vae_np.fast.workers import SHARD_SIZE, ParallelVAE, Workers
 
 INSTALL = 'install an MPI and mpi4py: pip install -e ".[mpi]"'
 ROUND = 16 * SHARD_SIZE  # images that a process looks at, at the most, before it asks whether another was told to stop
 comm = MPI = None  # COMM_WORLD, until `leave`, and its module, once `world` was called under mpiexec
+direct = False  # whether MPI adds up what is in GPUs' memory, without the host
 noted = [0]  # and the number of a signal, once one has come
-
-
-def launcher(count):
-    """The command that starts so many processes of a program, a list. Raises InputError where none is installed."""
-    mpiexec = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec")
-    if mpiexec is None or importlib.util.find_spec("mpi4py") is None:
-        raise InputError(f"several processes take what is not installed here; {INSTALL}")
-    return [mpiexec, "-n", str(count)]
 
 
 def world():
     """mpi4py's COMM_WORLD under mpiexec, else None; `leave` is its end. Raises InputError where it cannot be had."""
-    global comm, MPI
+    global comm, MPI, direct
     if MPI is not None or not (count := voices.started()):
         return comm
     if NAME == "plain":
@@ -55,12 +47,16 @@ def world():
                          f"mpiexec of its own MPI, {MPI.Get_library_version().splitlines()[0].strip()}")
     comm, mine = MPI.COMM_WORLD, cores.allowed()
     cores.neighbours = sum(not mine.isdisjoint(its) for its in comm.Split_type(MPI.COMM_TYPE_SHARED).allgather(mine))
+    # MPI itself has no such question; Open MPI and MPICH have this one, and of others the answer is taken to be no.
+    direct = IN_USE and bool(getattr(ctypes.CDLL(MPI.__file__), "MPIX_Query_cuda_support", int)())
     voices.call_witness(comm)
+    if IN_USE:
+        print("gradients are added up in", "the memory of the GPUs" if direct else "host memory, as MPI knows no CUDA")
     return comm
 
 
-def leave(model):
-    """What takes several processes is done: the others end here, the first goes on alone, its model on all cores."""
+def leave(model, threads=None):
+    """What takes several processes is done: the others end here, the first goes on alone, on all cores if not told."""
     global comm
     if comm is not None:
         comm.Barrier()
@@ -69,11 +65,11 @@ def leave(model):
         comm, cores.neighbours = None, 1
         if voices.rank():
             sys.exit()
-        model.workers = Workers(model)
+        model.workers = Workers(model, threads)
 
 
 def compare(**parts):
-    """Raise InputError unless all processes have the same of each part, such as settings=...; and the same program."""
+    """Raise InputError unless all processes have the same of each part, such as seed=...; and the same program."""
     if comm is not None:
         parts["program"] = [path.read_bytes() for path in sorted(Path(__file__).parents[1].rglob("*.py"))]
         digests = [hashlib.sha256(repr(part).encode()).digest() for part in parts.values()]
@@ -119,10 +115,12 @@ class SpreadVAE(ParallelVAE):
         else:
             terms[:] = [share * float(term) for term in super().loss_and_gradient(x[part], eps[part], likelihood, beta)]
             self.grads *= share
-        gradient, each = to_cpu(self.grads), np.empty((comm.size, 2))
+        gradient, each = self.grads if direct else to_cpu(self.grads), np.empty((comm.size, 2))
+        if direct:
+            synchronize()  # MPI does not wait for what a GPU has still to do
         comm.Allreduce(MPI.IN_PLACE, gradient)
         comm.Allgather(terms, each)
-        if IN_USE:
+        if gradient is not self.grads:
             self.grads[...] = to_device(gradient)
         if 0 < (finite := np.isfinite(each).all(axis=1)).sum() < comm.size:
             raise TrainingError(f"rank {finite.argmin()} alone has a loss that is not finite; is its machine in order?")

@@ -97,7 +97,7 @@ class Trainer(Training):
         called after each step, when the trainer can be saved. Where there are several processes, all of them call this.
         """
         processes.compare(dataset=(self.data["fingerprint"], len(self.images), len(self.validation_images)),
-                          setting=(self.model.settings, self.settings),
+                          **self.model.settings, **vars(self.settings),
                           checkpoint=(self.adam.step, self.rng.bit_generator.state))
         with warnings.catch_warnings():
             # Of numbers that are no longer finite: they end the training in `_check_finite`, in one line. np.errstate
