@@ -157,6 +157,36 @@ def test_a_model_and_a_stored_prior_are_loaded_bit_for_bit_and_draw_the_same_fac
     assert np.array_equal(faces, plain) == (name == "standard"), "without a prior it is the standard one"
 
 
+def test_weights_to_pass_on_are_half_as_precise_and_no_training_goes_on_from_them(ramps, tmp_path, rng):
+    path, weights, settings = tmp_path / "a.npz", tmp_path / "weights.npz", Settings(epochs=1, batch_size=8)
+    images = ramps.split("train"), ramps.split("validation")
+    Trainer(VAE(**SMALL), *images, settings, ramps.description).save(path)
+    model = checkpoint.load_model(path)[0]
+    model.prior = fitted("flow")
+    checkpoint.store_prior(path, model)
+    _, arrays, info = checkpoint.load_model(path)
+    checkpoint.save_weights(weights, arrays, info)
+    assert {name: str(array.dtype) for name, array in checkpoint.load(weights)[0].items()} == {
+        "values": "float16", "prior_values": "float16", "prior_mean": "float64", "prior_covariance": "float64"}
+    loaded, arrays, info = checkpoint.load_model(weights)
+    assert info["data"]["folder"] == ramps.folder.name and str(ramps.folder) not in repr(info)
+    half = to_cpu(model.values).astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(to_cpu(loaded.values), half)
+    assert arrays["values"].dtype == loaded.values.dtype == loaded.prior.arrays["values"].dtype == np.float32
+    x = rng.random((2, 16, 16, 3), dtype=np.float32)
+    np.testing.assert_allclose(loaded.reconstruct(x), model.reconstruct(x), atol=2e-3)
+    with pytest.raises(CheckpointError, match=r"weights.npz holds weights alone, .* name the checkpoint of a training"):
+        Trainer.resume(weights, *images, settings, ramps.description)
+    loaded.prior = fitted("gaussian")
+    checkpoint.store_prior(weights, loaded)
+    assert checkpoint.load_model(weights)[0].prior.name == "gaussian"
+    arrays["values"][3] = 1e5
+    before = weights.read_bytes()
+    with pytest.raises(CheckpointError, match=r"some weights are too large for .*weights.npz: float16 ends at 65,504"):
+        checkpoint.save_weights(weights, arrays, info)
+    assert weights.read_bytes() == before
+
+
 def test_a_prior_that_is_no_longer_known_is_left_out_with_a_note_and_another_takes_its_place(trained, capsys):
     model, path = trained
     arrays, info = checkpoint.load(path)

@@ -19,17 +19,18 @@ FORMAT_VERSION = 5  # 3 is older, and says the same of what it has
 DIGITS = 64  # of a SHA-256
 
 
-def save(path, arrays, info):
+def save(path, arrays, info, compressed=False):
     """Write arrays {name: NumPy array} and info (anything JSON can hold) to path, whole or not at all."""
-    content = seal({"info": np.array(json.dumps({"format_version": FORMAT_VERSION, **info})), **arrays})
+    arrays = {"info": np.array(json.dumps({"format_version": FORMAT_VERSION, **info})), **arrays}
+    content = seal(arrays, np.savez_compressed if compressed else np.savez)
     with replacing(path) as partial:
         partial.write_bytes(content)
 
 
-def seal(arrays):
+def seal(arrays, savez=np.savez):
     """The bytes of an .npz file of arrays that ends with its checksum."""
     file = io.BytesIO()
-    np.savez(file, **arrays)
+    savez(file, **arrays)
     with zipfile.ZipFile(file, "a") as archive:
         archive.comment = bytes(DIGITS)
     content = file.getvalue()[:-DIGITS]

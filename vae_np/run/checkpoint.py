@@ -4,6 +4,8 @@ A checkpoint is one .npz file (disk/sealed.py): arrays (the parameters `values`,
 in progress stands) and one JSON text `info` (model settings, training settings, step, random state, history, and what
 data it was trained on). Where a prior was fitted to the codes after training, its name is in `info`, and its arrays are
 those whose names start with "prior_"; training on writes a checkpoint without, since codes move.
+
+What is passed on has weights alone, in half the bits: no training can go on from it, and all else is as before.
 """
 
 import sys
@@ -18,8 +20,9 @@ from vae_np.errors import CheckpointError, TrainingError
 from vae_np.study.priors import PRIORS, prior_kind
 from vae_np.vae import VAE
 
-# What a checkpoint of training holds; `load_model` refuses one without.
+# What a checkpoint holds; `load_model` refuses one without. Weights alone have nothing of STATE.
 ARRAYS = ("values", "m", "v", "progress", "order", "terms")
+STATE = ARRAYS[1:]
 INFO = ("model", "training", "likelihood", "step", "random_state", "history", "data")
 FORMAT_3 = {"centred": False, "shortcut": False, "steady": False}  # what a model of that format has not
 PREFIX = "prior_"  # of the names of a prior's arrays
@@ -29,18 +32,22 @@ STANDARD = "standard"  # the prior that a model was trained with
 def load_model(path):
     """Return (model, arrays, info) of a checkpoint: a VAE with the trained parameters, and what `load` returns.
 
-    Raises CheckpointError as `load` does, and if the checkpoint is not that of a VAE.
+    Numbers of float16 are float32 here. Raises CheckpointError as `load` does, and if the checkpoint is not that of a
+    VAE.
     """
     arrays, info = load(path)
-    missing = [name for name in ARRAYS if name not in arrays] + [name for name in INFO if name not in info]
+    arrays = {name: array.astype("float32") if array.dtype == "float16" else array for name, array in arrays.items()}
+    names = ARRAYS if arrays.keys() & set(STATE) else ("values",)
+    missing = [name for name in names if name not in arrays] + [name for name in INFO if name not in info]
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; it is no checkpoint of training")
     try:
         model = VAE(**FORMAT_3 | info["model"])
         count, size = model.values.size, model.image_size
-        check_arrays(arrays, {"values": ((count,), "float32"), "m": ((count,), "float32"), "v": ((count,), "float32"),
-                              "progress": ((None, None, size, size, 3), "uint8"), "order": ((None,), "int64"),
-                              "terms": ((None, None), "float64")})
+        expected = {"values": ((count,), "float32"), "m": ((count,), "float32"), "v": ((count,), "float32"),
+                    "progress": ((None, None, size, size, 3), "uint8"), "order": ((None,), "int64"),
+                    "terms": ((None, None), "float64")}
+        check_arrays(arrays, {name: expected[name] for name in names})
         if not np.isfinite(arrays["values"]).all():
             raise ValueError("some parameters are not finite")
         model.values[...] = to_device(arrays["values"])
@@ -74,6 +81,21 @@ def restored_prior(path, arrays, info, latent_dim):
 def prior_arrays(arrays):
     """Those of a checkpoint's arrays that belong to its prior, by the names that the prior knows them by."""
     return {name.removeprefix(PREFIX): array for name, array in arrays.items() if name.startswith(PREFIX)}
+
+
+def save_weights(path, arrays, info):
+    """Write what of a checkpoint's arrays and info is needed to use the model: a file to pass on, a sixth as large.
+
+    float32 becomes float16; of the folder with the data the name is kept, which is what may be known elsewhere. Raises
+    CheckpointError for numbers that float16 cannot hold.
+    """
+    with np.errstate(over="ignore"):
+        halves = {name: array.astype("float16") if array.dtype == "float32" else array
+                  for name, array in arrays.items() if name not in STATE}
+    if not all(np.isfinite(array).all() for array in halves.values()):
+        raise CheckpointError(f"some weights are too large for {path}: float16 ends at 65,504")
+    folder = Path(info["data"]["folder"]).name
+    save(path, halves, {**info, "data": {**info["data"], "folder": folder}}, compressed=True)
 
 
 def store_prior(path, model):
