@@ -18,7 +18,7 @@ from tools.common import add_checkpoint, command_line, encode_all, open_checkpoi
 import numpy as np
 from PIL import Image
 
-from tools.vaez import add_commands, run_command
+from tools.vaez import add_commands, codec_of, run_command
 from vae_np.errors import CheckpointError
 from vae_np.run.command import POSITIVE
 from vae_np.study import pictures
@@ -34,7 +34,7 @@ add_checkpoint(parser)
 parser.add_argument("--limit", type=POSITIVE, metavar="N", default=100, help="held-out images to compress")
 add_commands(parser)
 args = parse(parser)
-codec_path = getattr(args, "codec", args.checkpoint.parent / "codec.npz")
+codec_path = codec_of(args)
 if args.command:
     run_command(args, codec_path, parser)
     sys.exit()

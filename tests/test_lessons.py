@@ -260,10 +260,14 @@ def test_without_the_packages_a_lesson_says_what_to_do(tmp_path):
 
 
 NO_CHECKPOINT = (f"error: there is no checkpoint {Path('runs/03_train/checkpoint.npz')}; make it with: "
-                 "python lessons/03_train.py (lessons run from the top of the repository)\n")
+                 "python lessons/03_train.py, or take the trained one that is here: --pretrained (lessons run from the "
+                 "top of the repository)\n")
 REFUSED = [
     *[(f"{lesson}.py", 2, NO_CHECKPOINT) for lesson in (
-        "04_reconstruct", "05_sample", "06_interpolate", "07_attributes", "09_compress")],
+        "04_reconstruct", "05_sample", "06_interpolate", "07_attributes", "09_compress", "12_explore")],
+    ("04_reconstruct.py --pretrained --checkpoint a.npz", 2, "argument --checkpoint: not allowed with arg"),
+    ("05_sample.py --pretrained --prior gaussian", 2,
+     "--prior would change faces.npz, which comes with the lessons; copy it, and name the copy with --checkpoint"),
     ("04_reconstruct.py --checkpoint runs/mine/checkpoint.npz", 2,
      f"make it with: python lessons/03_train.py --out {Path('runs/mine')} "),
     ("04_reconstruct.py --checkpoint mine.npz", 2, f"lesson 03 makes {Path('runs/03_train/checkpoint.npz')}"),
@@ -292,7 +296,7 @@ REFUSED = [
      "other settings than asked for: beta 1.0, not 2.0, latent_dim 5, not 9"),
     ("04_reconstruct.py --data large", 1, "prepare the dataset with --size 16"),
     ("05_sample.py --checkpoint text.npz", 1, "is damaged or no checkpoint"),
-    ("05_sample.py --checkpoint folder.npz", 1, "was trained on gone, which is no longer there; name one with --data"),
+    ("05_sample.py --checkpoint folder.npz", 1, "was trained on gone, which is not there; name a dataset with --data"),
     ("05_sample.py --checkpoint fingerprint.npz", 1, "faces has changed since fingerprint.npz was trained on it"),
     ("06_interpolate.py --data one", 1, "error: this lesson needs 2 held-out images or more, and there are 1"),
 ]

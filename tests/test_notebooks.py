@@ -25,6 +25,7 @@ OPTIONS = {  # for a quick run of each lesson, in a folder that has toy64
     "09_compress.py": "--limit 3",
     "10_speed.py": "--seconds 0.001",
     "11_machines.py": "--data toy64 --epochs 1 --seconds 0.001",
+    "12_explore.py": "",
 }
 PATIENCE = 100  # seconds after which a cell hangs
 HOLD = "import sys; from vae_np.disk.files import hold; hold(sys.argv[1])"

@@ -28,6 +28,7 @@ LESSONS = Path(__file__).resolve().parents[1]
 SEED = number_in(range(2**32))
 TOY_FACES = Path("data/toy64")
 CHECKPOINT = Path("runs/03_train/checkpoint.npz")
+PRETRAINED = LESSONS / "weights" / "faces.npz"
 
 
 def positive(text):
@@ -70,11 +71,20 @@ def add_data(parser):
                         help=f"a prepared dataset; without it, toy faces are drawn once to {TOY_FACES}")
 
 
+def add_model(parser, default=CHECKPOINT):
+    """Add --checkpoint and --pretrained, which say which trained model."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--checkpoint", type=Path, default=default, metavar="FILE",
+                       help=f"the trained model (default: {CHECKPOINT})")
+    which.add_argument("--pretrained", dest="checkpoint", action="store_const", const=PRETRAINED, default=default,
+                       help=f"the model that comes with the lessons, {PRETRAINED.relative_to(LESSONS.parent)}")
+
+
 def add_checkpoint(parser):
-    """Add --checkpoint and --data, for lessons that look at a trained model."""
-    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, metavar="FILE", help="the trained model")
-    parser.add_argument("--data", type=Path, metavar="DIR",
-                        help="a prepared dataset; without it, the one that the model was trained on")
+    """Add --checkpoint, --pretrained and --data, for lessons that look at a trained model."""
+    add_model(parser)
+    parser.add_argument("--data", type=Path, metavar="DIR", help="a prepared dataset; without it, the one that the "
+                        "model was trained on, and for --pretrained the toy faces, which are drawn once")
 
 
 def parse(parser):
@@ -83,7 +93,11 @@ def parse(parser):
     if "IPython" in sys.modules and Path(sys.argv[0]).resolve().parent != LESSONS:  # with %run it is the lesson's
         os.chdir(LESSONS.parent)
         return parser.parse_args([])
-    return parser.parse_args()
+    args = parser.parse_args()
+    if vars(args).get("checkpoint") == PRETRAINED and vars(args).get("prior"):
+        parser.error(f"--prior would change {PRETRAINED.name}, which comes with the lessons; copy it, and name the "
+                     "copy with --checkpoint")
+    return args
 
 
 def open_dataset(folder):
@@ -122,6 +136,7 @@ def load_trained(path):
     if not path.is_file():
         command = "python lessons/03_train.py" + ("" if path == CHECKPOINT else f" --out {path.parent}")
         hint = f"make it with: {command}" if path.name == CHECKPOINT.name else f"lesson 03 makes {CHECKPOINT}"
+        hint += ", or take the trained one that is here: --pretrained" if path == CHECKPOINT else ""
         place = "" if Path("lessons").is_dir() else " (lessons run from the top of the repository)"
         wrong_usage(f"there is no checkpoint {path}; {hint}{place}")
     model, _, info = checkpoint.load_model(path)
@@ -132,8 +147,10 @@ def open_checkpoint(path, folder):
     """load_trained, and a dataset to look at: the one that the model was trained on, or the one in `folder`."""
     model, info = load_trained(path)
     trained_on = Path(info["data"]["folder"])
+    if path == PRETRAINED:  # on more toy faces than these
+        folder = open_dataset(folder).folder
     if folder is None and not trained_on.exists():
-        raise CheckpointError(f"{path} was trained on {trained_on}, which is no longer there; name one with --data")
+        raise CheckpointError(f"{path} was trained on {trained_on}, which is not there; name a dataset with --data")
     dataset = Dataset(folder or trained_on)
     if dataset.image_size != model.image_size:
         raise InputError(f"{dataset.folder} holds images of size {dataset.image_size}, but {path} was trained on size "

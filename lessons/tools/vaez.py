@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from tools.common import load_trained, positive
+from tools.common import PRETRAINED, add_model, load_trained, positive
 
 from data_tools.files import PlainFile
 from data_tools.photograph import crop_choice, read_photograph, share_kept
@@ -23,12 +23,17 @@ def add_commands(parser):
         command.add_argument("source", metavar=source, type=Path,
                              help="any picture that Pillow reads" if name == "encode" else "what encode wrote")
         command.add_argument("target", metavar=target, type=Path, help="replaced, if it is there")
-        command.add_argument("--checkpoint", metavar="FILE", type=Path, default=argparse.SUPPRESS,
-                             help=f"the trained model (default: {parser.get_default('checkpoint')})")
+        add_model(command, argparse.SUPPRESS)
         command.add_argument("--codec", metavar="FILE", type=Path, default=argparse.SUPPRESS,
-                             help="(default: codec.npz beside the checkpoint)")
+                             help="(default: codec.npz beside the checkpoint; with --pretrained, in --out)")
     commands.choices["encode"].add_argument("--crop", type=crop_choice, metavar="none|square|N", help="the part "
                                             "of the picture to keep (default: as the dataset's, whatever its size)")
+
+
+def codec_of(args):
+    """Where the codec is: as --codec says, or beside the checkpoint, or for the model of the lessons in --out."""
+    folder = args.out if args.checkpoint == PRETRAINED else args.checkpoint.parent
+    return getattr(args, "codec", folder / "codec.npz")
 
 
 def run_command(args, codec_path, parser):
