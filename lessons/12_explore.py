@@ -1,7 +1,7 @@
 """Lesson 12: a face under your hands: a trained model as one file for everybody, without Python.
 
 You will learn what a decoder needs outside of this package, what half the bits cost, and why a slider along one latent
-says little where one along a direction says much; and you will have a page to play with, and weights to pass on.
+may say little where one along a direction says much; and you will have a page to play with, and weights to pass on.
 """
 
 # %% Settings
@@ -27,7 +27,8 @@ model, info, dataset = open_checkpoint(args.checkpoint, args.data)
 held_out = dataset.split(dataset.held_out())
 require(dataset.split("train"), 20, "training")
 require(held_out, 2, "held-out")
-mu, _ = encode_all(model, dataset.split("train")[(rows := spread(10_000, len(dataset.split("train"))))])
+some = spread(10_000, len(dataset.split("train")))
+mu, _ = encode_all(model, dataset.split("train")[some])
 codes, log_var = encode_all(model, held_out)
 
 # %% What a decoder needs
@@ -82,28 +83,29 @@ print(f"by this list and these numbers: at most {largest:.2f} of 255 grey levels
 assert largest < 1
 
 # %% Half the bits
-# The numbers above were float16 already: 1 bit for the sign, 5 for the exponent, 10 for the digits after the first,
-# which is always 1 and not written. That is 3 decimal digits, from 6e-5 to 65,504. Each weight is wrong by up to one
-# part in 2,000, at random, and a sum of hundreds of such products by less. How many digits does a face take?
+# The numbers above were float16 already: 1 bit for the sign, 5 for the exponent, 10 for what follows the leading 1,
+# which is not written. That is 11 significant bits, 3 decimal digits, from 6e-5 to 65,504. Each weight is wrong by up
+# to one part in 2,000, at random, and a sum of hundreds of such products by less. How many bits does a face take? (The
+# model of --pretrained is stored so: its first two rows are one.)
 faces = to_float(held_out)
 rounded = copy.deepcopy(model)
 values = to_cpu(model.values)
 mantissas, exponents = np.frexp(values)
 print(f"{values.size:,} parameters, {len(held_out):,} held-out faces, through mu\n"
-      f"{'digits':>10s}{'megabytes':>12s}{'PSNR':>12s}")
+      f"{'':10s}{'megabytes':>12s}{'PSNR':>12s}")
 ways = {"float32": values, "float16": values.astype(np.float16).astype(np.float32)}
 ways |= {f"{n} bits": np.ldexp(np.round(mantissas * 2**n) / 2**n, exponents) for n in (8, 6, 4, 3)}
 for name, kept in ways.items():
     rounded.values[...] = to_device(kept)
-    size = {"float32": 4, "float16": 2}.get(name, (6 + int(name.split()[0]) - 1) / 8 if "bits" in name else 0)
+    size = {"float32": 4, "float16": 2}.get(name) or (1 + 5 + int(name.split()[0]) - 1) / 8  # as float16 counts
     quality = psnr(faces, rounded.reconstruct(faces)).mean()
     print(f"{name:>10s}{size * values.size / 1e6:12.1f}{quality:9.3f} dB", flush=True)
 
 # %% One latent, or a direction?
-# For the network no dimension is better than any other direction: turn all codes, and the two dense layers that read
-# and write them, and it is the same model. So what a face is made of lies across the dimensions. Where the codes of
-# faces vary most is another question, and has an answer: the principal axes of their covariance. How far does the
-# picture change, in grey levels of 255 (root mean square), where a code moves by one standard deviation?
+# To the decoder no dimension is better than any other direction: turn all codes, and the layers that read them, and it
+# draws the same pictures, and N(0, I) is the same, too. So what a face is made of may lie across all dimensions. Where
+# the codes of faces vary most is another question, and has an answer: the principal axes of their covariance. How far
+# does the picture change, in grey levels of 255 (root mean square), where a code moves by one standard deviation?
 center = mu.mean(axis=0)
 variances, axes = np.linalg.eigh(np.cov(mu.T.astype(np.float64)))
 axes = (axes * np.sqrt(variances.clip(0))).T[::-1].astype(np.float32)  # the first varies most; each one deviation long
@@ -125,7 +127,7 @@ print(f"of the variance of codes, the first ten axes have {share[min(9, len(shar
 
 # Attributes have directions by least squares, all at once, so that each is what one changes while the others stay as
 # they are (lesson 07).
-answers = dataset.attributes[dataset.splits["train"]][spread(10_000, len(dataset.split("train")))]
+answers = dataset.attributes[dataset.splits["train"]][some]
 usable = np.flatnonzero(np.minimum(answers.sum(axis=0), (~answers).sum(axis=0)) >= 20)
 a = answers[:, usable].astype(np.float64)
 directions = np.linalg.lstsq(a - a.mean(axis=0), mu - center, rcond=None)[0].astype(np.float32) if len(usable) else []
@@ -150,7 +152,7 @@ settings = {
              "NumPy and computed by this page alone. Nothing is sent anywhere.",
     "notice": notice, "size": model.image_size, "latents": model.latent_dim, "decoder": decoder,
     "prior": described_prior(model.prior, numbers), "axes": [numbers.add(axis) for axis in axes[:10]],
-    "attributes": [{"name": name.replace("_", " "), "direction": numbers.add(direction)}
+    "attributes": [{"name": name.replace("_", " ").replace("5 o C", "5 o'c"), "direction": numbers.add(direction)}
                    for name, direction in zip(names, directions, strict=True)],
     "faces": [{"picture": as_png(held_out[k]), "code": numbers.add(codes[k])} for k in chosen],
 }  # fmt: skip
@@ -166,18 +168,21 @@ if args.open:
     webbrowser.open(page.resolve().as_uri())
 
 # %% What you should see
-# The page draws what model.decode draws, to a grey level. Half the bits cost nothing (28.97 dB before and after, on
-# toy faces), and neither would 8 digits; 4 cost a tenth of a decibel, 3 four tenths. A pixel is a sum of hundreds of
-# products whose errors are independent, and mostly cancel. What does get smaller is what is left out: a checkpoint
-# has 35 MB, two thirds of it Adam's memory; these weights, with the encoder and the prior, have 5.7, and the page,
-# without the encoder, 3.8 in base64, which writes three bytes as four letters.
+# The page draws what model.decode draws, to a grey level. Half the bits cost nothing (28.97 dB before and after, the
+# default run on toy faces), and neither would 8 significant bits; 4 cost a tenth of a decibel, 3 four tenths (of the
+# better pictures of --pretrained three tenths, and 1.2). A pixel is a sum of hundreds of products whose errors are
+# independent, and mostly cancel. What does get smaller is what is left out: a checkpoint has 35 MB, two thirds of it
+# Adam's memory; these weights, with the encoder and the prior, have 5.7, and the page, without the encoder, 3.8 in
+# base64, which writes three bytes as four letters.
 #
-# One deviation along a single latent changes a toy face by 5 grey levels at the most, and by 2 along most of them: a
-# little of everything, which has no name. Along the first axis it is 25 grey levels, along the second 19, along the
-# last less than 1: ten axes of 160 hold half of all variance. In directions.png the latents' rows are nearly one
-# face; axis 1 goes from light to dark, axis 2 takes skin and background apart, and glasses come with their name. With
-# --pretrained the first latents change 18, 17 and 14 grey levels: independent posteriors pay for latents that turn to
-# the axes (Rolinek, Zietlow and Martius 2019), which takes time: that model has had 20 times as many steps.
+# One deviation along a single latent changes a toy face of the default run by 5 grey levels at the most, and by 2
+# along most latents: a little of everything, which has no name. Along the first axis it is 25 grey levels, along the
+# second 19, along the last less than 1: ten axes of 160 hold half of all variance. In directions.png the rows of the
+# latents are nearly one face each; axis 1 goes from light to dark, axis 2 takes skin and background apart, and
+# glasses come with their name. The longer it learns, the less this is so: the first latents of --pretrained, which
+# has had 20 times as many steps, change 18, 17 and 14 grey levels, and its axes 24, 20 and 11. For the encoder's
+# independent posteriors do prefer some directions, and in time latents turn to the axes (Rolinek, Zietlow and Martius
+# 2019). A direction with a name is another matter: nobody has told the model what glasses are.
 #
 # In the page, codes from the prior are faces, and those from N(0, I) wreckage. Its last part shows the maps between
 # the layers: at 4x4 nothing can be recognised, at 32x32 there are outlines; and one layer paints where it is light

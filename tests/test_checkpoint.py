@@ -175,7 +175,7 @@ def test_weights_to_pass_on_are_half_as_precise_and_no_training_goes_on_from_the
     assert arrays["values"].dtype == loaded.values.dtype == loaded.prior.arrays["values"].dtype == np.float32
     x = rng.random((2, 16, 16, 3), dtype=np.float32)
     np.testing.assert_allclose(loaded.reconstruct(x), model.reconstruct(x), atol=2e-3)
-    with pytest.raises(CheckpointError, match=r"weights.npz holds weights alone, .* name the checkpoint of a training"):
+    with pytest.raises(CheckpointError, match=r"weights.npz holds weights alone, from which no training can go on"):
         Trainer.resume(weights, *images, settings, ramps.description)
     loaded.prior = fitted("gaussian")
     checkpoint.store_prior(weights, loaded)

@@ -268,6 +268,8 @@ REFUSED = [
     ("04_reconstruct.py --pretrained --checkpoint a.npz", 2, "argument --checkpoint: not allowed with arg"),
     ("05_sample.py --pretrained --prior gaussian", 2,
      "--prior would change faces.npz, which comes with the lessons; copy it, and name the copy with --checkpoint"),
+    (f"05_sample.py --checkpoint {LESSONS}/../lessons/weights/faces.npz --prior gaussian", 2,
+     "--prior would change faces.npz, which comes with the lessons"),
     ("04_reconstruct.py --checkpoint runs/mine/checkpoint.npz", 2,
      f"make it with: python lessons/03_train.py --out {Path('runs/mine')} "),
     ("04_reconstruct.py --checkpoint mine.npz", 2, f"lesson 03 makes {Path('runs/03_train/checkpoint.npz')}"),

@@ -94,10 +94,15 @@ def parse(parser):
         os.chdir(LESSONS.parent)
         return parser.parse_args([])
     args = parser.parse_args()
-    if vars(args).get("checkpoint") == PRETRAINED and vars(args).get("prior"):
+    if vars(args).get("prior") and is_pretrained(vars(args).get("checkpoint", CHECKPOINT)):
         parser.error(f"--prior would change {PRETRAINED.name}, which comes with the lessons; copy it, and name the "
-                     "copy with --checkpoint")
+                     f"copy with --checkpoint, and --data {TOY_FACES}")
     return args
+
+
+def is_pretrained(path):
+    """Whether a file is the model that comes with the lessons."""
+    return path.resolve() == PRETRAINED
 
 
 def open_dataset(folder):
@@ -147,8 +152,10 @@ def open_checkpoint(path, folder):
     """load_trained, and a dataset to look at: the one that the model was trained on, or the one in `folder`."""
     model, info = load_trained(path)
     trained_on = Path(info["data"]["folder"])
-    if path == PRETRAINED:  # on more toy faces than these
+    if is_pretrained(path):
         folder = open_dataset(folder).folder
+        print("Note: this model has learned from other faces, and more (lessons/weights/faces.md). What is called\n"
+              "training faces below is new to it, too, and figures in the text of this lesson are of the default run.")
     if folder is None and not trained_on.exists():
         raise CheckpointError(f"{path} was trained on {trained_on}, which is not there; name a dataset with --data")
     dataset = Dataset(folder or trained_on)
@@ -159,7 +166,8 @@ def open_checkpoint(path, folder):
         if folder is None:
             raise CheckpointError(f"{dataset.folder} has changed since {path} was trained on it; train again, or name "
                                   "a dataset with --data")
-        print(f"Note: the model was trained on {info['data']['folder']}, not on {dataset.folder}.")
+        if not is_pretrained(path):
+            print(f"Note: the model was trained on {info['data']['folder']}, not on {dataset.folder}.")
     print(f"{model}, trained for {len(info['history'])} epochs on {info['data']['source']}\n{dataset}")
     return model, info, dataset
 
@@ -184,7 +192,10 @@ def resumed(parser, path):
     """
     if not path.is_file():
         wrong_usage(f"--resume, but there is no checkpoint {path}; leave --resume out")
-    _, _, info = checkpoint.load_model(path)
+    _, arrays, info = checkpoint.load_model(path)
+    if "m" not in arrays:
+        raise CheckpointError(f"{path} holds weights alone, from which no training can go on; leave --resume out, or "
+                              "give the --out of a training")
     saved = {"mirror": False, **info["training"], "channels": info["model"]["channels"],
              "latent_dim": info["model"]["latent_dim"]}
     parser.set_defaults(data=info["data"]["folder"], **saved)

@@ -80,9 +80,12 @@ def as_png(face):
 
 def write_page(path, settings, numbers):
     """Fill the template; return how many bytes the page has. `settings` may be anything that JSON can hold."""
-    said = json.dumps({**settings, "checksum": zlib.adler32(numbers.bytes())}).replace("<", "\\u003c")
-    page = TEMPLATE.read_text(encoding="utf-8").replace("@SETTINGS@", said)
-    page = page.replace("@WEIGHTS@", base64.b64encode(numbers.bytes()).decode())
+    said = json.dumps(settings).replace("<", "\\u003c")
+    weights = base64.b64encode(numbers.bytes()).decode()
+    checksum = zlib.adler32((said + weights).encode())
+    page = TEMPLATE.read_text(encoding="utf-8")
+    for name, text in (("@SETTINGS@", said), ("@WEIGHTS@", weights), ("@CHECKSUM@", str(checksum))):
+        page = page.replace(name, text)
     with replacing(path) as partial:
         partial.write_text(page, encoding="utf-8")
     return path.stat().st_size

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from tools.common import PRETRAINED, add_model, load_trained, positive
+from tools.common import add_model, is_pretrained, load_trained, positive
 
 from data_tools.files import PlainFile
 from data_tools.photograph import crop_choice, read_photograph, share_kept
@@ -32,7 +32,7 @@ def add_commands(parser):
 
 def codec_of(args):
     """Where the codec is: as --codec says, or beside the checkpoint, or for the model of the lessons in --out."""
-    folder = args.out if args.checkpoint == PRETRAINED else args.checkpoint.parent
+    folder = args.out if is_pretrained(args.checkpoint) else args.checkpoint.parent
     return getattr(args, "codec", folder / "codec.npz")
 
 

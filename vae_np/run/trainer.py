@@ -204,8 +204,7 @@ class Trainer(Training):
         """
         model, arrays, info = checkpoint.load_model(path)
         if "m" not in arrays:
-            raise CheckpointError(f"{path} holds weights alone, from which no training can go on; name the checkpoint "
-                                  "of a training")
+            raise CheckpointError(f"{path} holds weights alone, from which no training can go on")
         trainer = cls(model, images, validation_images, settings, data, threads)
         try:
             if info["data"]["fingerprint"] != trainer.data["fingerprint"]:
