@@ -60,15 +60,27 @@ def test_transposed_convolution_is_the_adjoint_of_the_convolution(way, kernel_si
     assert_adjoint(down.forward(x), y, x, up.forward(y))
 
 
-def test_a_workspace_keeps_an_array_while_its_shape_and_dtype_stay():
-    workspace = arrays.Workspace()
-    first = workspace.get("patches", (2, 3), np.dtype("float32"))
-    assert workspace.get("patches", (2, 3), np.dtype("float32")) is first
-    for shape, dtype in (((3, 2), "float32"), ((3, 2), "float64"), ((2, 3), "float64")):
+def test_a_workspace_keeps_memory_by_name_which_grows():
+    workspace, float32 = arrays.Workspace(), np.dtype("float32")
+    first, other = workspace.get("patches", (2, 3), float32), workspace.get("tiles", (2, 3), float32)
+    first[...], other[...] = 1, 2
+    for shape in ((2, 3), (3, 2), (1, 5), (0, 3)):
+        array = workspace.get("patches", shape, float32)
+        assert array.shape == shape and (to_cpu(array) == 1).all(), "what was there"
+    for shape, dtype in (((3, 3), "float32"), ((3, 3), "float64")):
         array = workspace.get("patches", shape, np.dtype(dtype))
         assert (array.shape, array.dtype) == (shape, dtype)
-        assert not to_cpu(array).any(), "the border of padded images stays as it is"
-        array += 1
+        array[...] = 3
+    assert (to_cpu(first) == 1).all() and (to_cpu(other) == 2).all()
+
+
+def test_a_border_of_zeros_is_zero_whatever_was_there(rng):
+    workspace = arrays.Workspace()
+    for shape, padding in (((2, 4, 6, 3), 2), ((1, 3, 3, 2), 1), ((2, 2, 5, 1), 0), ((2, 4, 6, 3), 1)):
+        x = rng.standard_normal(shape)
+        image = arrays.padded(to_device(x), padding, workspace)
+        np.testing.assert_array_equal(to_cpu(image), np.pad(x, [(0, 0), (padding,) * 2, (padding,) * 2, (0, 0)]))
+        image[...] = np.nan
 
 
 @pytest.mark.parametrize(("kind", "geometry", "shape", "complaint"), [

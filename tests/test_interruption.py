@@ -317,7 +317,7 @@ GO_ON = (f"interrupted: {PATH} holds what was done; go on with: python lessons/0
 AS_IT_WAS = "the last checkpoint is as it was; try a lower learning rate"
 # The lesson shows Adam with 4 steps of its own, so this is between the update of the parameters and the end of step 4,
 # where there is half a step.
-IN_STEP_4 = "when(arrays, 'adam_step', 4 + 4, {}, after=True)"
+IN_STEP_4 = "when(arrays.FastAdam, 'update', 4 + 4, {}, after=True)"
 # While step 4 is saved: step 2 was, with two calls of fsync and one of all else.
 WHILE_SAVING = "when({}, lambda *args: {})"
 HALF_A_FILE = "open(args[0], 'wb').write(args[1][:99]), fail(OSError(28, 'No space'))"
@@ -352,7 +352,7 @@ ENDS = {  # the change, the status, the line that is shown, the last step, and t
     "loss not finite": (
         "when(workers.ParallelVAE, 'loss_and_gradient', 8, lambda self, x, eps, *rest: eps.fill(np.nan))", 1,
         f"error: epoch 2, step 8: the reconstruction is nan; {AS_IT_WAS}", 8, 6),
-    "parameters not finite": (IN_STEP_4.format("lambda values, *rest: values.fill(np.nan)"), 1,
+    "parameters not finite": (IN_STEP_4.format("lambda adam, *rest: adam.values.fill(np.nan)"), 1,
                               f"error: epoch 1, step 4: some parameters are not finite; {AS_IT_WAS}", 4, 2),
 }
 

@@ -3,6 +3,8 @@
 That its numbers are those of the plain layers is for test_fast.py and, exactly, for test_conv_properties.py to say.
 """
 
+import math
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from vae_np import VAE, backend
 from vae_np.conv import Conv2d, ConvTranspose2d
 from vae_np.fast import winograd
 from vae_np.fast.arrays import FastConv2d, FastConvTranspose2d, Workspace
-from vae_np.fast.winograd import GROUP, WinogradConv2d, WinogradConvTranspose2d
+from vae_np.fast.winograd import WinogradConv2d, WinogradConvTranspose2d
 from vae_np.gradcheck import relative_error
 from vae_np.run.benchmark import REFERENCE
 
@@ -18,9 +20,14 @@ pytestmark = pytest.mark.skipif(backend.NAME == "cupy", reason="a GPU takes 16 p
 # Each with the layer that only unfolds, and the rows or columns of its input that make a tile.
 both_kinds = pytest.mark.parametrize(("kind", "unfolding", "tile"), [
     (WinogradConv2d, FastConv2d, 4), (WinogradConvTranspose2d, FastConvTranspose2d, 2)], ids=["down", "up"])
-# Batch, tiles down and across, channels in and out: fewer images than a group, as many, one more, more than two groups.
+# Batch, tiles down and across, channels in and out.
 sizes = pytest.mark.parametrize(("batch", "rows", "columns", "inputs", "outputs"), [
-    (1, 1, 4, 4, 6), (GROUP, 4, 1, 6, 4), (GROUP + 1, 3, 2, 5, 4), (2 * GROUP + 1, 2, 2, 4, 5)])
+    (1, 1, 4, 4, 6), (2, 4, 1, 6, 4), (3, 3, 2, 5, 4), (5, 2, 2, 4, 5)])
+
+
+@pytest.fixture(autouse=True)
+def few_tiles_suffice(monkeypatch):
+    monkeypatch.setattr(winograd, "FEWEST_TILES", 1)
 
 
 def make(kind, inputs=5, outputs=5, geometry=(4, 2, 1)):
@@ -92,14 +99,16 @@ def test_cutting_images_into_tiles_has_its_adjoint(batch, rows, columns, inputs,
     cut = winograd.input_transform(x, workspace).copy()
     assert cut.shape == (9, batch * rows * columns, 4 * inputs)
     for _ in range(2):  # anew, and where something is left of an earlier call
-        t = rng.standard_normal(cut.shape)
-        assert_adjoint(x, cut, t, winograd.input_transform_adjoint(t, x.shape, workspace))
+        t, sums = rng.standard_normal(cut.shape), np.full(x.shape, np.nan)
+        winograd.input_transform_adjoint(t, sums, workspace)
+        assert_adjoint(x, cut, t, sums)
 
 
 @both_kinds
 @sizes
 def test_each_product_multiplies_nine_times_where_unfold_multiplies_sixteen_times(
         kind, unfolding, tile, batch, rows, columns, inputs, outputs, rng, monkeypatch):
+    monkeypatch.setattr(winograd, "TILES", 2 * rows * columns)  # two images at a time
     x, product, counts = rng.standard_normal((batch, rows * tile, columns * tile, inputs)), np.matmul, []
 
     def counted(a, b, out=None):  # (..., I, J) @ (..., J, K)
@@ -110,15 +119,30 @@ def test_each_product_multiplies_nine_times_where_unfold_multiplies_sixteen_time
     for one in (kind, unfolding):
         layer = make(one, inputs, outputs)
         layer.backward(layer.forward(x))
-    assert [16 * count for count in counts[:3]] == [9 * count for count in counts[3:]]  # y, and both gradients
+        counts.append(None)
+    fast, slow = counts[: counts.index(None)], counts[counts.index(None) + 1 : -1]
+    assert 16 * sum(fast) == 9 * sum(slow)
+    assert len(fast) == 3 * math.ceil(batch / 2) and len(slow) == 3  # y, and both gradients
 
 
 def test_six_layers_of_the_reference_model_take_the_fast_path_and_its_two_ends_of_3_channels_do_not():
     model = VAE(**REFERENCE)
     model.forward(np.zeros((1, 64, 64, 3), np.float32), np.zeros((1, 128), np.float32))
-    fast = [layer.way is layer.winograd for layer in (*model.encoder.paths[0].layers, *model.decoder.paths[0].layers)
-            if isinstance(layer, (Conv2d, ConvTranspose2d))]
-    assert fast == [False, True, True, True, True, True, True, False]
+    layers = [layer for layer in (*model.encoder.paths[0].layers, *model.decoder.paths[0].layers)
+              if isinstance(layer, (Conv2d, ConvTranspose2d))]
+    assert [layer.way is layer.winograd for layer in layers] == [False, True, True, True, True, True, True, False]
+    assert layers[0].way is layers[0].planes and layers[-1].way is layers[-1].planes
+
+
+@both_kinds
+def test_of_few_tiles_the_kernels_would_not_be_worth_transforming(kind, unfolding, tile, rng, monkeypatch):
+    monkeypatch.setattr(winograd, "FEWEST_TILES", 6)
+    layer, other = make(kind), make(unfolding)
+    for batch, fast in ((2, False), (3, True)):  # of two tiles each
+        x = rng.standard_normal((batch, tile, 2 * tile, 5))
+        dy = rng.standard_normal(other.forward(x).shape)
+        assert max(map(relative_error, results(layer, x, dy), results(other, x, dy))) < 1e-13
+        assert (layer.way is layer.winograd) is fast
 
 
 @both_kinds
@@ -150,4 +174,4 @@ def test_neither_other_sizes_in_between_nor_nan_leave_anything_behind(kind, unfo
         assert_same_bits(results(layer, x, dy), expected)
         assert_same_bits([layer.backward(dy), layer.weight.grad], expected[1:3])  # once more after the same forward
         ways.append(layer.way is layer.winograd)
-    assert ways == [rows == int(rows) and columns == int(columns) for _, rows, columns in calls]
+    assert ways == [batch > 0 and rows == int(rows) and columns == int(columns) for batch, rows, columns in calls]

@@ -6,6 +6,8 @@ memory and back. On a GPU a function marked `on_gpu` gives way to a kernel of gp
 
 import math
 
+import numpy as np
+
 from vae_np.backend import xp
 from vae_np.conv import Conv2d, ConvTranspose2d, conv_size
 from vae_np.fast import gpu
@@ -15,24 +17,36 @@ from vae_np.losses import Bernoulli, CalibratedGaussian, Gaussian, sigmoid
 from vae_np.optim import Adam
 
 # Numbers of Adam updated at a time, so that the arrays of a block stay in cache between the operations on them.
-BLOCK = 1 << 14
+BLOCK = 1 << 16
 
 
 class Workspace:
-    """Arrays that are kept from one call to the next."""
+    """Memory that is kept from one call to the next."""
 
     def __init__(self):
-        self.arrays = {}
+        self.memory = {}
 
     def get(self, name, shape, dtype):
-        """An array of this shape and dtype, with whatever it last held, or zeros where it is new.
+        """An array of this shape and dtype, with whatever its memory last held; what has another name keeps its own."""
+        size, memory = math.prod(shape), self.memory.get(name)
+        if memory is None or memory.size < size or memory.dtype != dtype:
+            memory = self.memory[name] = xp.empty(size, dtype)
+        return memory[:size].reshape(shape)
 
-        unfold relies on the zeros of a border that it never writes to: one workspace serves one padding.
-        """
-        array = self.arrays.get(name)
-        if array is None or array.shape != shape or array.dtype != dtype:
-            array = self.arrays[name] = xp.zeros(shape, dtype)
-        return array
+
+def cut(count, size):
+    """Slices of at most `size` that make up range(count); one, where that is empty."""
+    return [slice(start, min(start + size, count)) for start in range(0, max(1, count), size)]
+
+
+def padded(x, padding, workspace):
+    """Images x (N, H, W, C) with a border of zeros, in the workspace."""
+    (n, h, w, c), p = x.shape, padding
+    y = workspace.get("padded", (n, h + 2 * p, w + 2 * p, c), x.dtype)
+    for border in (y[:, :p], y[:, p + h :], y[:, :, :p], y[:, :, p + w :]):
+        border[...] = 0
+    y[:, p : p + h, p : p + w] = x
+    return y
 
 
 def sum_rows(dy):
@@ -46,6 +60,15 @@ def sum_rows(dy):
     if dy.ndim > 2:
         dy = dy.reshape(-1, dy.shape[-2] * dy.shape[-1]).sum(axis=0).reshape(-1, dy.shape[-1])
     return dy.sum(axis=0)
+
+
+def add_bias(y, bias):
+    """Add a bias (C,) to images y (N, H, W, C), in place, a row of pixels at a time: NumPy is slow on short runs."""
+    if gpu.IN_USE:
+        y += bias
+    else:
+        rows = y.reshape(-1, y.shape[-2] * y.shape[-1])
+        rows += np.tile(bias, y.shape[-2])
 
 
 @on_gpu(gpu.leaky)
@@ -71,20 +94,19 @@ def unfold(x, kernel_size, stride, padding, workspace):
     n, h, w, c = x.shape
     k = kernel_size
     oh, ow = conv_size(h, k, stride, padding), conv_size(w, k, stride, padding)
-    padded = workspace.get("padded", (n, h + 2 * padding, w + 2 * padding, c), x.dtype)
-    padded[:, padding : padding + h, padding : padding + w] = x  # the border keeps its zeros
+    x = padded(x, padding, workspace)
     # A view in which every patch has axes of its own: a step from patch to patch is `stride` pixels, inside one is one.
-    image, row, column, channel = padded.strides
+    image, row, column, channel = x.strides
     shape = (n, oh, ow, k, k, c)
     strides = (image, stride * row, stride * column, row, column, channel)
     patches = workspace.get("patches", shape, x.dtype)
-    patches[...] = xp.lib.stride_tricks.as_strided(padded, shape, strides)
+    patches[...] = xp.lib.stride_tricks.as_strided(x, shape, strides)
     return patches.reshape(n * oh * ow, k * k * c)
 
 
 @on_gpu(gpu.fold)
-def fold(patches, shape, kernel_size, stride, padding, workspace):
-    """conv.fold into a new array."""
+def fold(patches, shape, kernel_size, stride, padding, workspace, y=None):
+    """conv.fold into y, or into a new array."""
     n, h, w, c = shape
     k = kernel_size
     oh, ow = conv_size(h, k, stride, padding), conv_size(w, k, stride, padding)
@@ -94,13 +116,15 @@ def fold(patches, shape, kernel_size, stride, padding, workspace):
     step = stride // run
     columns = -(-(w + 2 * padding) // run)
     patches = patches.reshape(n, oh, ow, k, k // run, run * c)
-    padded = workspace.get("sums", (n, h + 2 * padding, columns, run * c), patches.dtype)
-    padded[...] = 0
+    sums = workspace.get("sums", (n, h + 2 * padding, columns, run * c), patches.dtype)
+    sums[...] = 0
     for i in range(k):
         for j in range(k // run):
-            padded[:, i : i + stride * oh : stride, j : j + step * ow : step] += patches[:, :, :, i, j]
-    padded = padded.reshape(n, h + 2 * padding, columns * run, c)
-    return padded[:, padding : padding + h, padding : padding + w].copy()
+            sums[:, i : i + stride * oh : stride, j : j + step * ow : step] += patches[:, :, :, i, j]
+    sums = sums.reshape(n, h + 2 * padding, columns * run, c)
+    y = xp.empty(shape, patches.dtype) if y is None else y
+    y[...] = sums[:, padding : padding + h, padding : padding + w]
+    return y
 
 
 class FastLeakyReLU(LeakyReLU):
@@ -117,42 +141,61 @@ class FastLeakyReLU(LeakyReLU):
 class Unfolding:
     """One way to compute a convolution: y = output(input(x) kernels(weight)), linear maps around a product.
 
-    Here `input` unfolds and the other two only reshape; winograd.Winograd is another way. With the adjoints of the maps
-    FastConv2d has its gradients, and FastConvTranspose2d all that it computes. Arrays with a name are kept, and valid
-    until the next call.
+    Here `input` unfolds and the other two only reshape; winograd.py and planes.py have other ways. With the adjoints of
+    the maps FastConv2d has its gradients, and FastConvTranspose2d all that it computes. What a map makes it writes to
+    an array that is given, or to one of a name, which is kept, and valid until the next call with that name.
     """
 
     def __init__(self, geometry):
         self.geometry, self.workspace = geometry, Workspace()
 
-    def input(self, x):
-        """x (N, H, W, C) -> patches."""
+    def groups(self, shape):
+        """Slices of images (N, H, W, C) of the larger side that go through the layer one after the other: here, all."""
+        return cut(shape[0], max(1, shape[0]))
+
+    def input(self, x, name):
+        """x (N, H, W, C) -> patches, one workspace for all of a name."""
         return unfold(x, *self.geometry, self.workspace)
 
-    def input_adjoint(self, patches, shape):
-        """Patches -> new images of this shape."""
-        return fold(patches, shape, *self.geometry, self.workspace)
+    def input_adjoint(self, patches, x):
+        """Patches -> images x, which are written to."""
+        fold(patches, x.shape, *self.geometry, self.workspace, x)
+
+    def patches_for(self, x):
+        """Where products can be written that are patches of images of x's shape."""
+        n, h, w, c = x.shape
+        k, s, p = self.geometry
+        rows = n * conv_size(h, k, s, p) * conv_size(w, k, s, p)
+        return self.workspace.get("products of patches", (rows, k * k * c), x.dtype)
 
     def kernels(self, weight):
         """The kernels as the matrix that patches are multiplied with."""
         return weight.reshape(-1, weight.shape[-1])
 
-    def kernel_gradient(self, patches, dproducts, grad):
-        """Write the gradient of the weight, given that of the products."""
-        xp.matmul(patches.T, dproducts, out=grad.reshape(-1, grad.shape[-1]))
+    def kernel_sums(self, grad):
+        """Where the gradient of that matrix can be added up."""
+        return grad.reshape(-1, grad.shape[-1])
 
-    def output(self, products, shape):
-        """Products -> y of this shape (N, OH, OW, F)."""
-        return products.reshape(shape)
+    def kernels_adjoint(self, sums, grad):
+        """The gradient of the matrix -> that of the weight, which is written to; here they are one."""
+
+    def products_for(self, y, name):
+        """Where products can be written that make y (N, OH, OW, F)."""
+        return y.reshape(-1, y.shape[-1])
+
+    def output(self, products, y):
+        """Products -> y, which is written to; here they are one."""
 
     def output_adjoint(self, dy, name):
         """dy (N, OH, OW, F) -> the gradient of the products."""
         return dy.reshape(-1, dy.shape[-1])
 
-    def product(self, name, a, b):
-        """a @ b. What `output` hands on is a new array, since the layers after this keep it."""
-        out = None if name == "products" else self.workspace.get(name, (len(a), b.shape[1]), a.dtype)
-        return xp.matmul(a, b, out=out)
+    def add_product(self, sums, patches, dproducts, first):
+        """sums += patches^T dproducts, what a group adds to the gradient of the kernels; `=` for the first."""
+        product = sums if first else self.workspace.get("product", sums.shape, sums.dtype)
+        xp.matmul(patches.swapaxes(-1, -2), dproducts, out=product)
+        if not first:
+            sums += product
 
 
 class InOneWay:
@@ -168,51 +211,70 @@ class InOneWay:
 
 
 class FastConv2d(InOneWay, Conv2d):
-    """A Conv2d by the maps of a way.
+    """A Conv2d by the maps of a way, for each group of images.
 
         forward    T = input(x)     K = kernels(weight)     y = output(T K) + b
-        backward   dM = output_adjoint(dy)     dK = T^T dM     dx = input_adjoint(dM K^T)
+        backward   dM = output_adjoint(dy)     dK = T^T dM, added up     dx = input_adjoint(dM K^T)
     """
 
     def forward(self, x):
-        shape, self.input_shape = self.output_shape(x), x.shape
-        self.way = self.way_for(x.shape)
-        self.tiles, self.matrix = self.way.input(x), self.way.kernels(self.weight.value)
-        y = self.way.output(self.way.product("products", self.tiles, self.matrix), shape)
-        y += self.bias.value
+        y, self.input_shape = xp.empty(self.output_shape(x), x.dtype), x.shape
+        self.way = way = self.way_for(x.shape)
+        self.groups, self.tiles, self.matrix = way.groups(x.shape), [], way.kernels(self.weight.value)
+        for part in self.groups:
+            self.tiles.append(way.input(x[part], ("tiles", part.start)))
+            products = way.products_for(y[part], "products")
+            way.output(xp.matmul(self.tiles[-1], self.matrix, out=products), y[part])
+            add_bias(y[part], self.bias.value)
         return y
 
-    def backward_parameters(self, dy):
-        self.dproducts = self.way.output_adjoint(dy, "products")
-        self.way.kernel_gradient(self.tiles, self.dproducts, self.weight.grad)
+    def backward_parameters(self, dy, dx=None):
+        way = self.way
+        sums = way.kernel_sums(self.weight.grad)
+        for part, tiles in zip(self.groups, self.tiles, strict=True):
+            dproducts = way.output_adjoint(dy[part], "products")
+            way.add_product(sums, tiles, dproducts, first=part.start == 0)
+            if dx is not None:
+                dtiles = way.patches_for(dx[part])
+                way.input_adjoint(xp.matmul(dproducts, self.matrix.swapaxes(-1, -2), out=dtiles), dx[part])
+        way.kernels_adjoint(sums, self.weight.grad)
         self.bias.grad[...] = sum_rows(dy)
 
     def backward(self, dy):
-        self.backward_parameters(dy)
-        dtiles = self.way.product("dtiles", self.dproducts, self.matrix.swapaxes(-1, -2))
-        return self.way.input_adjoint(dtiles, self.input_shape)
+        dx = xp.empty(self.input_shape, dy.dtype)
+        self.backward_parameters(dy, dx)
+        return dx
 
 
 class FastConvTranspose2d(InOneWay, ConvTranspose2d):
     """A ConvTranspose2d by the maps of a way: FastConv2d read backwards.
 
         forward    M = output_adjoint(x)     K = kernels(weight)     y = input_adjoint(M K^T) + b
-        backward   T = input(dy)     dK = T^T M     dx = output(T K)
+        backward   T = input(dy)     dK = T^T M, added up     dx = output(T K)
     """
 
     def forward(self, x):
-        shape, self.input_shape = self.output_shape(x), x.shape
-        self.way = self.way_for(shape)
-        self.spread, self.matrix = self.way.output_adjoint(x, "spread"), self.way.kernels(self.weight.value)
-        y = self.way.input_adjoint(self.way.product("tiles", self.spread, self.matrix.swapaxes(-1, -2)), shape)
-        y += self.bias.value
+        y, self.input_shape = xp.empty(self.output_shape(x), x.dtype), x.shape
+        self.way = way = self.way_for(y.shape)
+        self.groups, self.spread, self.matrix = way.groups(y.shape), [], way.kernels(self.weight.value)
+        for part in self.groups:
+            self.spread.append(way.output_adjoint(x[part], ("spread", part.start)))
+            tiles = xp.matmul(self.spread[-1], self.matrix.swapaxes(-1, -2), out=way.patches_for(y[part]))
+            way.input_adjoint(tiles, y[part])
+            add_bias(y[part], self.bias.value)
         return y
 
     def backward(self, dy):
-        tiles = self.way.input(dy)
-        self.way.kernel_gradient(tiles, self.spread, self.weight.grad)
+        way, dx = self.way, xp.empty(self.input_shape, dy.dtype)
+        sums = way.kernel_sums(self.weight.grad)
+        for part, spread in zip(self.groups, self.spread, strict=True):
+            tiles = way.input(dy[part], "tiles")
+            way.add_product(sums, tiles, spread, first=part.start == 0)
+            products = way.products_for(dx[part], "products")
+            way.output(xp.matmul(tiles, self.matrix, out=products), dx[part])
+        way.kernels_adjoint(sums, self.weight.grad)
         self.bias.grad[...] = sum_rows(dy)
-        return self.way.output(self.way.product("products", tiles, self.matrix), self.input_shape)
+        return dx
 
 
 @on_gpu(gpu.cross_entropy)
@@ -288,11 +350,21 @@ def adam_step(values, grads, m, v, beta1, beta2, epsilon, m_scale, v_scale):
 
 
 class FastAdam(Adam):
-    """Adam a block at a time, which stays in cache."""
+    """Adam a block at a time, which stays in cache; and if it is told the model, on all of the model's threads."""
+
+    model = None
 
     def update(self, learning_rate):
         """Take one step against the gradient."""
         self.step += 1
         m_scale = learning_rate / (1 - self.beta1**self.step)
         v_scale = 1 / math.sqrt(1 - self.beta2**self.step)
-        adam_step(self.values, self.grads, self.m, self.v, self.beta1, self.beta2, self.epsilon, m_scale, v_scale)
+
+        def step(part):
+            arrays = (array[part] for array in (self.values, self.grads, self.m, self.v))
+            adam_step(*arrays, self.beta1, self.beta2, self.epsilon, m_scale, v_scale)
+
+        if self.model is None:
+            step(slice(None))
+        else:
+            self.model.workers.divide(step, self.values.size)

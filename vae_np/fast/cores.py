@@ -7,9 +7,13 @@ import os
 import threading
 from pathlib import Path
 
+import numpy as np
 from threadpoolctl import ThreadpoolController
 
 MAX_THREADS = 16  # each worker holds gradients of its own, and many would get shards too small to be worth it
+# Numbers that NumPy collects before it computes. Of arrays with gaps it copies longer runs, too, into buffers of its
+# default size, 8,192, which takes longer than to compute where they are.
+BUFFER = 1024
 
 LOCK = threading.Lock()  # of what all models share here; nobody forks while it is held, or a child would wait for ever
 if hasattr(os, "register_at_fork"):
@@ -44,6 +48,16 @@ def quota(folder=Path("/sys/fs/cgroup")):
     return math.inf
 
 
+@contextlib.contextmanager
+def small_buffer():
+    """In this block, NumPy's buffer on the calling thread is as small as that of the workers."""
+    before = np.setbufsize(BUFFER)
+    try:
+        yield
+    finally:
+        np.setbufsize(before)
+
+
 def core_for_each(threads):
     """A function for each of so many threads to call as it starts: it keeps the thread to a core of its own.
 
@@ -57,6 +71,7 @@ def core_for_each(threads):
     free = iter(cores[first:] + cores[:first] if len(cores) == threads else ())
 
     def keep():
+        np.setbufsize(BUFFER)
         core = next(free, None)
         if core is not None:
             with contextlib.suppress(OSError):

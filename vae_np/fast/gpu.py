@@ -136,13 +136,13 @@ FOLD = """
 """
 
 
-def fold(patches, shape, kernel_size, stride, padding, workspace):
+def fold(patches, shape, kernel_size, stride, padding, workspace, y=None):
     """arrays.fold, one thread for a number of an image: which patches cover it?"""
     _, h, w, c = shape
     k, s, p = kernel_size, stride, padding
     oh, ow = conv_size(h, k, s, p), conv_size(w, k, s, p)
     kernel = compiled("fold", "raw T patches", "T y", FOLD, C=c, K=k, S=s, P=p, H=h, W=w, OH=oh, OW=ow)
-    return kernel(patches, xp.empty(shape, patches.dtype))
+    return kernel(patches, xp.empty(shape, patches.dtype) if y is None else y)
 
 
 # Losses and the update.

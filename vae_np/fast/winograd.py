@@ -25,10 +25,13 @@ an H100 took 1.5 times as long with 9 at batch 128, and 1.2 times at 512.
 
 import numpy as np
 
-from vae_np.fast.arrays import FastConv2d, FastConvTranspose2d, Unfolding, Workspace
+from vae_np.fast.arrays import FastConv2d, FastConvTranspose2d, Unfolding, Workspace, cut, padded
+from vae_np.fast.planes import Planes
 
-# Images that are cut into tiles at a time: few, so that what one step writes is still in cache when the next reads it.
-GROUP = 2
+# Tiles that go through a layer at a time: so few that what one step writes is still in cache when the next one reads
+# it, and so many that the products are worth their while.
+TILES = 256
+FEWEST_TILES = 48  # of a call; of fewer, the transforms of the kernels would cost more than they save
 FEWEST_CHANNELS = 4  # of the larger side of a layer; of 3, the transforms would cost more than they save
 
 
@@ -61,20 +64,25 @@ def input_transform_1d(blocks, three):
 
 def input_transform_1d_adjoint(three, blocks):
     """The adjoint of input_transform_1d: (t0, t1, t2) -> (t0, t1 - t0 - t2, t2), where t2 and the next t0 add up."""
-    b0, b1, b2 = blocks[:-1:2], blocks[1::2], blocks[2::2]
-    np.subtract(three[1], three[0], out=b1)
-    b1 -= three[2]
-    b0[...] = three[0]
-    blocks[-1] = 0  # no tile has the last block for its b0
-    b2 += three[2]
+    np.subtract(three[1], three[0], out=blocks[1::2])
+    blocks[1::2] -= three[2]
+    blocks[0], blocks[-1] = three[0, 0], three[2, -1]
+    np.add(three[0, 1:], three[2, :-1], out=blocks[2:-1:2])
 
 
-# The same for images and kernels: first rows, then columns, each time with a view that has their axis in front.
+# The same for images and kernels: first rows, then columns, each time with a view that has their axis in front. Of a
+# block's 2x2 pixels, the axis of 2 is the upper and the lower one, that of 2 C the left and the right one.
 
 
-def columns_of_rows(rows):
-    """A view (3, TH, N, 2, BW, 2 C) -> (BW, 3, TH, N, 2, 2 C): the BW = 2 TW + 1 columns of blocks in front."""
-    return rows.transpose(4, 0, 1, 2, 3, 5)
+def rows_of_blocks(padded):
+    """A view of padded images (N, H + 2, W + 2, C) with rows of blocks in front: (2 TH + 1, N, 2 (W + 2) C)."""
+    n, h, w, c = padded.shape
+    return padded.reshape(n, h // 2, 2 * w * c).swapaxes(0, 1)
+
+
+def columns_of_rows(rows, c):
+    """A view (3, TH, N, 2 (W + 2) C) -> (2 TW + 1, 3, TH, N, 2, 2 C): columns of blocks in front."""
+    return rows.reshape(*rows.shape[:3], 2, rows.shape[3] // (4 * c), 2 * c).transpose(4, 0, 1, 2, 3, 5)
 
 
 def columns_of_tiles(tiles):
@@ -82,51 +90,38 @@ def columns_of_tiles(tiles):
     return tiles.transpose(1, 4, 0, 3, 2, 5, 6)
 
 
-def one_group(name, shape, dtype, workspace):
-    """What a group of images (N, H, W, C) passes through between pixels and tiles: padded images, blocks, and rows.
-
-    Blocks are a view (2 TH + 1, group, 2, 2 TW + 1, 2 C) of the padded images with rows of blocks in front, where
-    TH = H/4 and TW = W/4 count the tiles; rows (3, TH, group, 2, 2 TW + 1, 2 C) are their transforms. Of a block's 2x2
-    pixels, the axis of 2 is the upper and the lower one, that of 2 C the left and the right one. `name` is the caller's
-    own for the padded images: one of them relies on a border that stays zero.
-    """
-    n, h, w, c = shape
-    group = max(1, min(n, GROUP))  # 1 for an empty batch, too: range has no steps of 0
-    padded = workspace.get(name, (group, h + 2, w + 2, c), dtype)
-    blocks = padded.reshape(group, h // 2 + 1, 2, w // 2 + 1, 2 * c).swapaxes(0, 1)
-    return padded, blocks, workspace.get("rows", (3, h // 4, group, 2, w // 2 + 1, 2 * c), dtype)
+def rows_for(x, workspace):
+    """Where the transformed rows of blocks of images x (N, H, W, C) can be written."""
+    n, h, w, c = x.shape
+    return workspace.get("rows", (3, h // 4, n, 2 * (w + 2) * c), x.dtype)
 
 
-def input_transform(x, workspace):
+def tiles_for(x, workspace, name):
+    """Where the tiles of images x (N, H, W, C) can be written: (3, 3, N, TH, TW, 2, 2 C)."""
+    n, h, w, c = x.shape
+    return workspace.get(name, (3, 3, n, h // 4, w // 4, 2, 2 * c), x.dtype)
+
+
+def input_transform(x, workspace, name="tiles"):
     """Cut padded images into tiles of 3x3 blocks, transformed: x (N, H, W, C) -> (9, N * H/4 * W/4, 4 C).
 
     A tile is what 2x2 outputs see; neighbours share a row or a column of blocks. 4 must divide H and W: with a border
-    of 1, H + 2 = 2 (2 H/4 + 1) pixels are 2 H/4 + 1 whole blocks.
+    of 1, H + 2 = 2 (2 H/4 + 1) pixels are 2 H/4 + 1 whole blocks. TH = H/4 and TW = W/4 count the tiles.
     """
-    n, h, w, c = x.shape
-    padded, blocks, rows = one_group("padded", x.shape, x.dtype, workspace)
-    tiles = workspace.get("tiles", (3, 3, n, h // 4, w // 4, 2, 2 * c), x.dtype)
-    for start in range(0, n, len(padded)):
-        count = min(len(padded), n - start)
-        padded[:count, 1:-1, 1:-1] = x[start : start + count]  # the border keeps its zeros
-        input_transform_1d(blocks[:, :count], rows[:, :, :count])
-        input_transform_1d(columns_of_rows(rows[:, :, :count]), columns_of_tiles(tiles[:, :, start : start + count]))
+    c, rows, tiles = x.shape[-1], rows_for(x, workspace), tiles_for(x, workspace, name)
+    input_transform_1d(rows_of_blocks(padded(x, 1, workspace)), rows)
+    input_transform_1d(columns_of_rows(rows, c), columns_of_tiles(tiles))
     return tiles.reshape(9, -1, 4 * c)
 
 
-def input_transform_adjoint(tiles, shape, workspace):
-    """The adjoint of input_transform: (9, N * H/4 * W/4, 4 C) -> images of this shape (N, H, W, C)."""
-    n, h, w, c = shape
-    padded, blocks, rows = one_group("sums", shape, tiles.dtype, workspace)
+def input_transform_adjoint(tiles, x, workspace):
+    """The adjoint of input_transform: (9, N * H/4 * W/4, 4 C) -> images x (N, H, W, C), which are written to."""
+    n, h, w, c = x.shape
+    rows, sums = rows_for(x, workspace), workspace.get("sums", (n, h + 2, w + 2, c), x.dtype)
     tiles = tiles.reshape(3, 3, n, h // 4, w // 4, 2, 2 * c)
-    x = np.empty(shape, tiles.dtype)
-    for start in range(0, n, len(padded)):
-        count = min(len(padded), n - start)
-        part = tiles[:, :, start : start + count]
-        input_transform_1d_adjoint(columns_of_tiles(part), columns_of_rows(rows[:, :, :count]))
-        input_transform_1d_adjoint(rows[:, :, :count], blocks[:, :count])
-        x[start : start + count] = padded[:count, 1:-1, 1:-1]
-    return x
+    input_transform_1d_adjoint(columns_of_tiles(tiles), columns_of_rows(rows, c))
+    input_transform_1d_adjoint(rows, rows_of_blocks(sums))
+    x[...] = sums[:, 1:-1, 1:-1]
 
 
 def kernel_transform(four, nine, workspace):
@@ -172,49 +167,59 @@ class Winograd(Unfolding):
         super().__init__(geometry)
         self.kernel_workspace = Workspace()  # of its own, since arrays of the same names have other shapes there
 
-    def input(self, x):
-        return input_transform(x, self.workspace)
+    def groups(self, shape):
+        n, h, w, _ = shape
+        return cut(n, max(1, TILES * 16 // (h * w)))
 
-    def input_adjoint(self, tiles, shape):
-        return input_transform_adjoint(tiles, shape, self.workspace)
+    def input(self, x, name):
+        return input_transform(x, self.workspace, name)
+
+    def input_adjoint(self, tiles, x):
+        input_transform_adjoint(tiles, x, self.workspace)
+
+    def patches_for(self, x):
+        return tiles_for(x, self.workspace, "products of tiles").reshape(9, -1, 4 * x.shape[-1])
 
     def kernels(self, weight):
         return kernels_of(weight, self.kernel_workspace)
 
-    def kernel_gradient(self, tiles, dproducts, grad):
-        taps = taps_of(grad)
-        dkernels = self.kernel_workspace.get("dkernels", (3, 3, *taps.shape[2:]), grad.dtype)
-        np.matmul(tiles.swapaxes(1, 2), dproducts, out=dkernels.reshape(9, -1, grad.shape[-1]))
-        output_transform(dkernels, taps, self.kernel_workspace)
+    def kernel_sums(self, grad):
+        return self.kernel_workspace.get("sums", (9, grad.size // 4 // grad.shape[-1], grad.shape[-1]), grad.dtype)
 
-    def output(self, products, shape):
-        n, h, w, f = shape
-        y = np.empty(shape, products.dtype)
+    def kernels_adjoint(self, sums, grad):
+        taps = taps_of(grad)
+        output_transform(sums.reshape(3, 3, *taps.shape[2:]), taps, self.kernel_workspace)
+
+    def products_for(self, y, name):
+        n, h, w, f = y.shape
+        return self.workspace.get(name, (9, n * (h // 2) * (w // 2), f), y.dtype)
+
+    def output(self, products, y):
+        n, h, w, f = y.shape
         output_transform(products.reshape(3, 3, n, h // 2, w // 2, f), quads_of(y), self.workspace)
-        return y
 
     def output_adjoint(self, dy, name):
         n, h, w, f = dy.shape
-        nine = self.workspace.get(name, (9, n * (h // 2) * (w // 2), f), dy.dtype)
+        nine = self.products_for(dy, name)
         kernel_transform(quads_of(dy), nine.reshape(3, 3, n, h // 2, w // 2, f), self.workspace)
         return nine
 
-    def product(self, name, a, b):
-        return np.matmul(a, b, out=self.workspace.get(name, (9, a.shape[1], b.shape[2]), a.dtype))
-
 
 class InTiles:
-    """A convolution with 9 products for 16 where its larger side falls into whole tiles; otherwise it unfolds."""
+    """A convolution with 9 products for 16, or plane by plane, where its larger side falls into whole tiles."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.winograd = Winograd(self.geometry)
+        self.winograd, self.planes = Winograd(self.geometry), Planes(self.geometry)
 
     def way_for(self, shape):
-        """Winograd for 4x4 kernels at stride 2 and padding 1, and enough channels."""
-        _, h, w, c = shape
-        fits = self.geometry == (4, 2, 1) and c >= FEWEST_CHANNELS and h % 4 == w % 4 == 0
-        return self.winograd if fits else self.unfolding
+        """For 4x4 kernels at stride 2 and padding 1: Planes for few channels, else Winograd for many whole tiles."""
+        n, h, w, c = shape
+        if self.geometry != (4, 2, 1) or h % 2 or w % 2:
+            return self.unfolding
+        if c < FEWEST_CHANNELS:
+            return self.planes
+        return self.winograd if h % 4 == w % 4 == 0 and n * h * w >= 16 * FEWEST_TILES else self.unfolding
 
 
 class WinogradConv2d(InTiles, FastConv2d):

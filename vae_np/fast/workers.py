@@ -20,14 +20,15 @@ import numpy as np
 
 from vae_np.backend import xp
 from vae_np.errors import whole_number
-from vae_np.fast.cores import LOCK, available_cores, core_for_each, one_blas_thread
+from vae_np.fast.arrays import cut
+from vae_np.fast.cores import LOCK, available_cores, core_for_each, one_blas_thread, small_buffer
 from vae_np.fast.gpu import IN_USE
 from vae_np.fast.signals import uninterrupted
 from vae_np.layers import bind
 from vae_np.vae import VAE
 
 # Images that one worker handles at a time, at the most. A GPU wants large batches, a core's cache small ones.
-SHARD_SIZE = 512 if IN_USE else 32
+SHARD_SIZE = 512 if IN_USE else 64
 
 
 class Replica(VAE):
@@ -76,8 +77,7 @@ class Workers:
         A replica is used by one call at a time, and a shard is a slice of at most `size`. An exception in a worker, or
         Ctrl-C, is raised here once no worker is at work any more.
         """
-        size = size or self.shard_size(count)
-        shards = [slice(start, min(start + size, count)) for start in range(0, max(1, count), size)]
+        shards = cut(count, size or self.shard_size(count))
         results = [None] * len(shards)
 
         def work(worker, first):
@@ -102,6 +102,10 @@ class Workers:
         for future in futures:
             future.result()  # raises what the worker raised
         return results
+
+    def divide(self, function, size):
+        """Call function(part) on all threads, with slices that make up range(size): elementwise work on flat arrays."""
+        self.map(lambda replica, part: function(part), size, math.ceil(size / self.threads))
 
     def sum(self, function, count):
         """The sum of what `map` returns, for each of a tuple."""
@@ -131,7 +135,7 @@ class ParallelVAE(VAE):
         """VAE.loss_and_gradient as a sum over shards: gradients of shards add up, and so do their terms."""
         count, workers = len(x), self.workers
         if workers.shard_size(count) >= count:
-            with one_blas_thread():
+            with one_blas_thread(), small_buffer():
                 return super().loss_and_gradient(x, eps, likelihood, beta)
         self._check_images(x, values=False)  # which each shard looks at for itself, and all at a time
         self._check_codes(eps, "noise", rows=count)
@@ -150,9 +154,15 @@ class ParallelVAE(VAE):
         recon, kl = workers.sum(add, count)
         busy = [replica for replica in workers.replicas if replica.shards]  # few shards leave some without one
         totals = [replica.sum if replica.shards > 1 else replica.grads for replica in busy]
-        self.grads[...] = totals[0]
-        for total in totals[1:]:
-            self.grads += total
+
+        def add_up(part):
+            total, *others = (total[part] for total in totals)
+            if not others:
+                self.grads[part] = total
+            for other in others:
+                total = xp.add(total, other, out=self.grads[part])
+
+        workers.divide(add_up, self.grads.size)
         return recon, kl
 
     def latent_kl(self, x):

@@ -48,6 +48,7 @@ class Trainer(Training):
         self.threads = 1
         if isinstance(model, ParallelVAE):
             model.workers = Workers(model, threads)
+            self.adam.model = model
             self.threads = model.workers.threads
         self.validation_images, self.data = validation_images, data or {"fingerprint": None}
         self.history, self.progress = [], []  # a row and what `look` saw after each epoch
