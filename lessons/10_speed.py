@@ -1,4 +1,4 @@
-"""Lesson 10: one convolution, from nested loops to the fast path, in six steps.
+"""Lesson 10: one convolution, from nested loops to the fast path, in eight steps.
 
 You will learn what makes array code fast on a CPU (few products, large ones, in arrays that stay in cache), how 9
 products do the work of 16, why a core wants a thread of its own, and what a GPU wants (VAE_BACKEND=cupy measures that).
@@ -6,28 +6,34 @@ products do the work of 16, why a core wants a thread of its own, and what a GPU
 
 # %% Settings
 import copy
-import time
+import functools
+import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 
-from tools.common import command_line, parse, positive
+from tools.common import add_data, command_line, open_dataset, parse, positive
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from tools import figures, gpu, gpu_timing
+from tools import figures, gpu, gpu_timing, machines
 from vae_np.backend import xp
 from vae_np.conv import unfold
 from vae_np.fast import winograd
-from vae_np.fast.arrays import FastConv2d, Workspace
-from vae_np.fast.cores import available_cores
-from vae_np.fast.winograd import WinogradConv2d
+from vae_np.fast.arrays import FastConv2d, FastConvTranspose2d, Workspace
+from vae_np.fast.cores import available_cores, core_for_each
+from vae_np.fast.winograd import WinogradConv2d, WinogradConvTranspose2d
+from vae_np.train import Settings
 
 parser = command_line(__doc__, "runs/10_speed")
 parser.add_argument("--seconds", type=positive, default=1.0, help="seconds for each measurement")
+add_data(parser)
+parser.add_argument("--quality", type=positive, metavar="SECONDS", help="train beside PyTorch, so long, and chart it")
 args = parse(parser)
+if args.quality and importlib.util.find_spec("torch") is None:
+    parser.error("--quality takes PyTorch, which is not installed here: pip install torch")
 if xp is not np:
     raise SystemExit(gpu_timing.measure(args.out, args.seconds))
-IMAGES, SIZE, INPUTS, OUTPUTS = 32, 32, 32, 64  # the second layer of the reference model, and what a worker gives it
+IMAGES, SIZE, INPUTS, OUTPUTS = 32, 32, 32, 64  # the second layer of the reference model, in half a shard of a worker
 rng = np.random.default_rng(0)
 
 # %% Three products for four
@@ -80,15 +86,7 @@ for name, given, shape, matrix in (("input_transform_1d", b[:, None], (3, 1, 1),
 
 # %% How fast is this machine?
 # Times are the least of several, since whatever else the machine does adds to them. Trust no difference of a tenth.
-def fastest(function, *arguments):
-    times = []
-    while sum(times) < args.seconds:
-        start = time.perf_counter()
-        function(*arguments)
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
+fastest = functools.partial(machines.fastest, args.seconds)
 threadpool_limits(1, user_api="blas")  # from here on BLAS keeps to the thread that calls it
 left, right, product = rng.random((3, 1024, 1024), dtype=np.float32)
 peak = 2 * 1024**3 / fastest(np.matmul, left, right, product)  # a multiplication and an addition each
@@ -136,22 +134,22 @@ step("2 a product for each patch", "compiled loops, many numbers an instruction;
               for n in range(IMAGES) for i in range(SIZE // 2) for j in range(SIZE // 2)])
 step("3 a product for each offset", "16 turns of Python instead of thousands; but each adds to all of y anew", offsets)
 
-# %% Steps 4 to 6: one product
-step("4 unfold, one product", "BLAS adds up in registers, of 4 copies of a pixel in new memory; AVX-512 may prefer 3",
-     lambda: unfold(x, 4, 2, 1) @ matrix + bias)
+# %% Steps 4 to 8: one product
+step("4 unfold, one product", "BLAS adds in registers, 4 copies of a pixel", lambda: unfold(x, 4, 2, 1) @ matrix + bias)
 step("5 FastConv2d", "the same arrays at every call: new ones cost page faults", lambda: conv.forward(x))
-step("6 WinogradConv2d", "9 products for 16, and 9/4 copies of a pixel for 4", lambda: fast.forward(x))
-space, side = Workspace(), SIZE // 4  # as many tiles in a row and in a column
-nine, y = np.empty((3, 3, IMAGES, side, side, OUTPUTS), "f"), np.empty((IMAGES, 2 * side, 2 * side, OUTPUTS), "f")
-tiles, kernels = winograd.input_transform(x, space), winograd.kernels_of(weight, space)
-parts = {"input transform": (winograd.input_transform, x, space), "kernels": (winograd.kernels_of, weight, space),
-         "9 products": (np.matmul, tiles, kernels, nine.reshape(9, -1, OUTPUTS)),
-         "output transform": (winograd.output_transform, nine, winograd.quads_of(y), space)}
-print("    " + ", ".join(f"{part} {1e3 / IMAGES * fastest(*call):.3f}" for part, call in parts.items()) + " ms/image")
+near, winograd.TILES = winograd.TILES, 1 << 30
+step("6 nine products", "9 products for 16, and 9/4 copies of a pixel for 4", lambda: fast.forward(x))
+winograd.TILES = near
+step("7 a few images at a time", "their tiles are still in cache when the products read them", lambda: fast.forward(x))
+np.setbufsize(1024)
+step("8 NumPy's buffer small", "what has gaps is computed where it is: all of WinogradConv2d", lambda: fast.forward(x))
+ends = [kind(INPUTS, 3, 4, rng, 2, 1) for kind in (FastConvTranspose2d, WinogradConvTranspose2d)]
+print("    the last layer, {} -> 3 channels: {:.3f} ms/image unfolded, {:.3f} plane by plane".format(
+    INPUTS, *(1e3 / IMAGES * fastest(end.forward, x) for end in ends)))
 
 # %% A thread on each core
 # NumPy copies and adds on one core, whatever BLAS does. Give each core a thread, with a layer and shards of its own.
-cores, pool = available_cores(), ThreadPoolExecutor(available_cores())
+cores, pool = available_cores(), ThreadPoolExecutor(available_cores(), initializer=core_for_each(available_cores()))
 shards = [rng.standard_normal(x.shape, dtype=np.float32) for _ in range(max(cores, 4))]
 batch = np.concatenate(shards)
 
@@ -170,29 +168,32 @@ for one in (conv, fast):
         rates.append(len(batch) / fastest(one.forward, batch))
     print(f"{type(one).__name__:24s}{rates[0]:13,.0f}{rates[1]:25,.0f}{rates[2]:30,.0f}")
 try:
-    import torch
+    from tools import twin
 except ImportError:
     print("PyTorch is not installed here; where it is, this lesson times it too.")
 else:
-    x, w, b = (torch.from_numpy(a) for a in (batch.transpose(0, 3, 1, 2), weight.transpose(3, 2, 0, 1), bias))
-    for i, threads in enumerate((1, cores)):
-        torch.set_num_threads(threads)
-        rates[i] = max(len(batch) / fastest(torch.conv2d, *(a.contiguous(memory_format=form) for a in (x, w)), b, 2, 1)
-                       for form in (torch.contiguous_format, torch.channels_last))
-    steps["PyTorch"] = rates[0]
-    print(f"{'PyTorch':24s}{rates[0]:13,.0f}{rates[1]:55,.0f}")
+    steps["PyTorch"], all_cores = twin.convolutions(batch, weight, bias, cores, fastest)
+    print(f"{'PyTorch':24s}{steps['PyTorch']:13,.0f}{all_cores:55,.0f}")
 figures.bars(args.out / "steps.png", steps, "images per second on one core",
               (peak / 2 / work, f"16 products at the speed of BLAS, {peak / 1e9:.0f} GFLOP/s"))
 print(f"{args.out}/steps.png")
+
+# %% How soon is a picture good?
+# The default model and its twin in PyTorch, of the same weights, batches and noise: they differ by their speed alone.
+if args.quality:
+    twin.race(args.out / "quality.png", open_dataset(args.data), Settings(), args.quality)
 
 # %% And on a GPU?
 gpu.explain()  # launches and memory traffic count there: tools/gpu.py adds them up, and gpu_timing.py times them
 
 # %% What you should see
-# Hundreds of times the speed as soon as Python no longer sees single numbers, and five times or so after that, near the
-# chart's line or past it. Threads nearly gain a factor of the number of cores, if those are free; BLAS's gain less.
+# Hundreds of times the speed as soon as Python no longer sees single numbers, and five times or so after that, near
+# the chart's line or past it; groups alone gain a third. (Step 3 is as fast where a core has AVX-512: it copies
+# nothing. But backwards it would add to dx 16 times.) Threads gain nearly a factor of the number of cores, BLAS's
+# less. PyTorch's convolution is a quarter faster here; with --quality 100 the default model had 22 and 26 dB after
+# 6.3 and 32.0 s of training, its twin after 5.7 and 30.4; in larger batches it is ahead (README).
 #
 # Exercises
-# 1. The first layer is IMAGES, SIZE, INPUTS, OUTPUTS = 32, 64, 3, 32. Why does WinogradConv2d take 16 products there?
-# 2. Set IMAGES to 2, and to 128. Which steps mind, and why? What has it to do with SHARD_SIZE in fast/workers.py?
+# 1. The first layer is IMAGES, SIZE, INPUTS, OUTPUTS = 32, 64, 3, 32. Which way does WinogradConv2d go, and why?
+# 2. Set winograd.TILES to 16, and to 4096. What do small groups lose, and what large ones?
 # 3. Find four products that make three outputs of a kernel of two taps. How many would 3x3 outputs take, for 36?

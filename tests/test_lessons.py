@@ -194,11 +194,11 @@ def test_lesson_10(tmp_path):
     if backend.NAME == "cupy":
         lines, picture = "array code, in blocks |one launch |products |Conv2d(|A whole step on ", "gpu.png"
     else:
-        lines = ("    input transform |FastConv2d |WinogradConv2d |PyTorch |"
+        lines = ("    the last layer, 32 -> 3 channels: |FastConv2d |WinogradConv2d |PyTorch |"
                  "three products    [3 2 5] * [3 7 4] = [ 9 14 20], and neighbours added up: [23 34]\n")
         picture = "steps.png"
         rows = re.findall(r"^(\d) .+?  +([\d.,]+) +([\d.,]+) +.+%$", output, re.MULTILINE)
-        assert [int(number) for number, *_ in rows] == [1, 2, 3, 4, 5, 6]
+        assert [int(number) for number, *_ in rows] == [1, 2, 3, 4, 5, 6, 7, 8]
         numbers = [[float(text.replace(",", "")) for text in row] for row in rows]
         for _, milliseconds, rate in numbers:
             assert rate == pytest.approx(1000 / milliseconds, rel=0.2, abs=0.05)  # printed with one decimal
