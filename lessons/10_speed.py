@@ -27,13 +27,13 @@ from vae_np.train import Settings
 parser = command_line(__doc__, "runs/10_speed")
 parser.add_argument("--seconds", type=positive, default=1.0, help="seconds for each measurement")
 add_data(parser)
-parser.add_argument("--quality", type=positive, metavar="SECONDS", help="train beside PyTorch, so long, and chart it")
+parser.add_argument("--quality", type=positive, metavar="SECONDS", help="train beside PyTorch, and chart it")
 args = parse(parser)
-if args.quality and importlib.util.find_spec("torch") is None:
-    parser.error("--quality takes PyTorch, which is not installed here: pip install torch")
+if args.quality and (xp is not np or importlib.util.find_spec("torch") is None):
+    parser.error("--quality takes a CPU, and PyTorch (pip install torch)")
 if xp is not np:
     raise SystemExit(gpu_timing.measure(args.out, args.seconds))
-IMAGES, SIZE, INPUTS, OUTPUTS = 32, 32, 32, 64  # the second layer of the reference model, in half a shard of a worker
+IMAGES, SIZE, INPUTS, OUTPUTS = 32, 32, 32, 64  # the second layer of the reference model, with half a worker's shard
 rng = np.random.default_rng(0)
 
 # %% Three products for four
@@ -179,7 +179,7 @@ figures.bars(args.out / "steps.png", steps, "images per second on one core",
 print(f"{args.out}/steps.png")
 
 # %% How soon is a picture good?
-# The default model and its twin in PyTorch, of the same weights, batches and noise: they differ by their speed alone.
+# The default model and its twin in PyTorch have the same weights, batches and noise: up to rounding, they learn alike.
 if args.quality:
     twin.race(args.out / "quality.png", open_dataset(args.data), Settings(), args.quality)
 
@@ -188,12 +188,12 @@ gpu.explain()  # launches and memory traffic count there: tools/gpu.py adds them
 
 # %% What you should see
 # Hundreds of times the speed as soon as Python no longer sees single numbers, and five times or so after that, near
-# the chart's line or past it; groups alone gain a third. (Step 3 is as fast where a core has AVX-512: it copies
-# nothing. But backwards it would add to dx 16 times.) Threads gain nearly a factor of the number of cores, BLAS's
-# less. PyTorch's convolution is a quarter faster here; with --quality 100 the default model had 22 and 26 dB after
-# 6.3 and 32.0 s of training, its twin after 5.7 and 30.4; in larger batches it is ahead (README).
+# the chart's line or past it; step 7 alone gains a third. (Step 3 beats 4 and 5 where a core has AVX-512: it copies
+# nothing, but backwards it would add to dx 16 times.) Threads gain nearly a factor of the number of cores, BLAS's
+# less. PyTorch's convolution is a quarter faster here. With --quality 100, on an AMD EPYC, the default model had 22
+# and 26 dB after 6.3 and 32.0 s of training, its twin after 5.7 and 30.4: its layers are narrow (README).
 #
 # Exercises
 # 1. The first layer is IMAGES, SIZE, INPUTS, OUTPUTS = 32, 64, 3, 32. Which way does WinogradConv2d go, and why?
-# 2. Set winograd.TILES to 16, and to 4096. What do small groups lose, and what large ones?
+# 2. Set winograd.TILES to 16, and to 1024. What do small groups lose, and what large ones?
 # 3. Find four products that make three outputs of a kernel of two taps. How many would 3x3 outputs take, for 36?

@@ -28,7 +28,7 @@ class InPlanes:
 
     def way_for(self, shape):
         _, h, w, _ = shape
-        return self.planes if self.geometry == (4, 2, 1) and h % 2 == w % 2 == 0 else self.unfolding
+        return self.by_planes if self.geometry == (4, 2, 1) and h % 2 == w % 2 == 0 else self.unfolding
 
 
 class PlanesConv2d(InPlanes, WinogradConv2d):

@@ -34,9 +34,18 @@ def test_the_twin_learns_as_the_model_does(tmp_path):
 def test_a_mark_is_reached_between_two_looks():
     from tools.twin import seconds_to
 
-    found = [(1.0, 10.0), (3.0, 30.0)]
-    assert [seconds_to(found, mark) for mark in (5, 20, 30)] == [0.5, 2.0, 3.0]
+    found = [(0.0, 5.0), (1.0, 10.0), (3.0, 30.0)]
+    assert [seconds_to(found, mark) for mark in (7.5, 20, 30)] == [0.5, 2.0, 3.0]
     assert np.isnan(seconds_to(found, 31))
+
+
+def test_a_race_ends_where_the_steps_do():
+    from tools import twin
+
+    x, steps = np.full((1, 8, 8, 3), 0.5, np.float32), iter(range(5))
+    found = twin.quality(lambda faces: faces + 0.1, steps, x, 2, 10)
+    assert len(found) == 5 and next(steps, None) is None
+    assert all(quality == pytest.approx(20, abs=0.01) for _, quality in found)
 
 
 def test_the_race_is_drawn_and_said(tmp_path, capsys, monkeypatch):

@@ -131,7 +131,7 @@ def test_six_layers_of_the_reference_model_take_the_fast_path_and_its_two_ends_o
     layers = [layer for layer in (*model.encoder.paths[0].layers, *model.decoder.paths[0].layers)
               if isinstance(layer, (Conv2d, ConvTranspose2d))]
     assert [layer.way is layer.winograd for layer in layers] == [False, True, True, True, True, True, True, False]
-    assert layers[0].way is layers[0].planes and layers[-1].way is layers[-1].planes
+    assert layers[0].way is layers[0].by_planes and layers[-1].way is layers[-1].by_planes
 
 
 @both_kinds
@@ -175,3 +175,24 @@ def test_neither_other_sizes_in_between_nor_nan_leave_anything_behind(kind, unfo
         assert_same_bits([layer.backward(dy), layer.weight.grad], expected[1:3])  # once more after the same forward
         ways.append(layer.way is layer.winograd)
     assert ways == [batch > 0 and rows == int(rows) and columns == int(columns) for batch, rows, columns in calls]
+
+
+@both_kinds
+def test_a_gradient_of_more_images_than_there_were_is_refused(kind, unfolding, tile, rng):
+    for one in (kind, unfolding):
+        layer = make(one)
+        y = layer.forward(rng.standard_normal((4, tile, tile, 5)))
+        with pytest.raises(ValueError, match="reshape"):
+            layer.backward(np.ones((6, *y.shape[1:])))
+
+
+@both_kinds
+@pytest.mark.parametrize("channels", [3, 5])
+def test_the_wider_dtype_of_images_and_weights_counts(kind, unfolding, tile, channels, rng):
+    x = rng.integers(0, 200, (2, 2 * tile, tile, channels))
+    for dtype in ("uint8", "float32", "float64"):
+        for one in (kind, unfolding):
+            layer = make(one, inputs=channels)
+            given = layer.forward(x.astype(dtype))
+            assert given.dtype == np.float64
+            np.testing.assert_allclose(given, layer.forward(x.astype("float64")), rtol=1e-12)

@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import signal
 import threading
 import time
 import weakref
@@ -212,3 +213,21 @@ def test_as_many_threads_as_cores_keep_to_one_each_and_fewer_are_left_alone(monk
     assert places(len(cores)) == kept[1:] + kept[:1], "the first thread of every process on one core"
     assert places(len(cores) + 1) == [cores] * (len(cores) + 1)
     assert os.sched_getaffinity(0) == cores, "the thread that calls goes where it likes"
+
+
+@several_workers
+@pytest.mark.skipif(os.name != "posix", reason="Windows ends a process that it sends a signal to")
+def test_what_is_divided_is_done_whole_after_ctrl_c(task):
+    model, _, _ = task
+    model.workers, done = Workers(model, 2), []
+
+    def slow(part):
+        time.sleep(0.2)
+        done.append(part)
+
+    blocked = threading.Event()
+    model.workers.pools[1].submit(blocked.wait, 0.6)  # so that the second part begins after the signal
+    threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        model.workers.divide(slow, 10)
+    assert sorted(part.start for part in done) == [0, 5]

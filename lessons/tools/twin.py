@@ -1,5 +1,6 @@
 """The default model in PyTorch, with the same weights, noise and batches; and how soon either reconstructs how well."""
 
+import itertools
 import time
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 from tools.machines import draw
 from vae_np import VAE
 from vae_np.backend import to_cpu
-from vae_np.conv import Conv2d, ConvTranspose2d, Enlarge, Shrink
+from vae_np.conv import Conv2d, Enlarge, Shrink
 from vae_np.layers import Dense, LeakyReLU, Reshape
 from vae_np.optim import learning_rate_at
 from vae_np.run.trainer import Trainer
@@ -67,9 +68,9 @@ class Twin(torch.nn.Module):
         if isinstance(layer, Enlarge):
             return F.interpolate(x, scale_factor=layer.factor, mode="bilinear", align_corners=False)
         _, stride, padding = layer.geometry
-        convolve = {Conv2d: F.conv2d, ConvTranspose2d: F.conv_transpose2d}
-        return next(function for kind, function in convolve.items() if isinstance(layer, kind))(
-            x, weight, bias, stride, padding)
+        if isinstance(layer, Conv2d):
+            return F.conv2d(x, weight, bias, stride, padding)
+        return F.conv_transpose2d(x, weight, bias, stride, padding)
 
     def apply_network(self, network, x):
         """The sum of what its paths make of x."""
@@ -101,12 +102,12 @@ def twin_steps(model, images, settings):
     """(the twin, a generator of the training steps that Trainer takes of the model), each step one of the generator."""
     twin, rng = Twin(model), np.random.default_rng([settings.seed, 1])
     adam = torch.optim.Adam(twin.parameters(), fused=True)
-    total, per_epoch = settings.epochs * -(-len(images) // settings.batch_size), len(images)
+    total = settings.epochs * -(-len(images) // settings.batch_size)
 
     def steps():
         step, variance = 0, 0.3**2
-        while True:
-            for array in batches(images, settings.batch_size, rng.permutation(per_epoch), rng):
+        for _ in range(settings.epochs):
+            for array in batches(images, settings.batch_size, rng.permutation(len(images)), rng):
                 x = as_images(torch.from_numpy(to_cpu(array)))
                 rate = learning_rate_at(step, total, settings.learning_rate, settings.warmup_steps,
                                         settings.final_rate_fraction)
@@ -121,7 +122,7 @@ def twin_steps(model, images, settings):
                 (error / (2 * variance) + kl).backward()
                 torch.nn.utils.clip_grad_norm_(twin.parameters(), settings.max_gradient_norm)
                 adam.step()
-                variance += 0.1 * (error.item() / x[0].numel() - variance)
+                variance = max(variance + 0.1 * (error.item() / x[0].numel() - variance), 1 / 255**2)
                 step += 1
                 yield
 
@@ -129,15 +130,14 @@ def twin_steps(model, images, settings):
 
 
 def quality(reconstruct, steps, faces, per_look, limit):
-    """Train, and look now and then: [(seconds of training, dB of held-out faces), ...] until the last mark."""
-    seconds, found = 0.0, []
-    while seconds < limit and (not found or found[-1][1] < MARKS[-1]):
-        start = time.perf_counter()
-        for _ in range(per_look):
-            next(steps)
-        seconds += time.perf_counter() - start
+    """Train, and look now and then: [(seconds of training, dB of held-out faces), ...] from 0 s to the last mark."""
+    seconds, found, taken = 0.0, [], True
+    while taken and seconds < limit and (not found or found[-1][1] < MARKS[-1]):
         found.append((seconds, float(psnr(faces, reconstruct(faces)).mean())))
-    return found
+        start = time.perf_counter()
+        taken = sum(1 for _ in itertools.islice(steps, per_look))
+        seconds += time.perf_counter() - start
+    return [*found, (seconds, float(psnr(faces, reconstruct(faces)).mean()))]
 
 
 def race(path, dataset, settings, limit):
@@ -158,7 +158,7 @@ def race(path, dataset, settings, limit):
 
 def seconds_to(found, mark):
     """When a curve first reached a mark, by linear interpolation; NaN if it did not."""
-    for (before, low), (after, high) in zip([(0.0, 0.0), *found], found, strict=False):
-        if high >= mark:
+    for (before, low), (after, high) in itertools.pairwise(found):
+        if low < mark <= high:
             return before + (after - before) * (mark - low) / (high - low)
     return np.nan

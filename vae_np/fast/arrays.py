@@ -1,5 +1,7 @@
 """The core's layers, likelihoods and Adam with arrays that are kept and fewer passes over memory.
 
+What is kept makes a layer one thread's at a time: for threads a model has replicas (workers.py).
+
 Large new arrays cost page faults, and every operation on one that no longer fits into a core's cache costs its way from
 memory and back. On a GPU a function marked `on_gpu` gives way to a kernel of gpu.py.
 """
@@ -141,6 +143,9 @@ class FastLeakyReLU(LeakyReLU):
 class Unfolding:
     """One way to compute a convolution: y = output(input(x) kernels(weight)), linear maps around a product.
 
+        x, the larger side   -> input ->    patches  \\
+        weight               -> kernels ->  matrix   --> products = patches @ matrix -> output -> y, the smaller side
+
     Here `input` unfolds and the other two only reshape; winograd.py and planes.py have other ways. With the adjoints of
     the maps FastConv2d has its gradients, and FastConvTranspose2d all that it computes. What a map makes it writes to
     an array that is given, or to one of a name, which is kept, and valid until the next call with that name.
@@ -150,11 +155,14 @@ class Unfolding:
         self.geometry, self.workspace = geometry, Workspace()
 
     def groups(self, shape):
-        """Slices of images (N, H, W, C) of the larger side that go through the layer one after the other: here, all."""
-        return cut(shape[0], max(1, shape[0]))
+        """Slices of images (N, H, W, C) of the larger side that go through the layer one after the other.
+
+        Here it is one, of all: `input` has one matrix whatever the name, and a second group would overwrite the first.
+        """
+        return [slice(0, shape[0])]
 
     def input(self, x, name):
-        """x (N, H, W, C) -> patches, one workspace for all of a name."""
+        """x (N, H, W, C) -> patches."""
         return unfold(x, *self.geometry, self.workspace)
 
     def input_adjoint(self, patches, x):
@@ -218,8 +226,10 @@ class FastConv2d(InOneWay, Conv2d):
     """
 
     def forward(self, x):
+        x = x.astype(np.result_type(x.dtype, self.weight.value.dtype), copy=False)
         y, self.input_shape = xp.empty(self.output_shape(x), x.dtype), x.shape
-        self.way = way = self.way_for(x.shape)
+        self.way, self.output = self.way_for(x.shape), y.shape
+        way = self.way
         self.groups, self.tiles, self.matrix = way.groups(x.shape), [], way.kernels(self.weight.value)
         for part in self.groups:
             self.tiles.append(way.input(x[part], ("tiles", part.start)))
@@ -228,8 +238,17 @@ class FastConv2d(InOneWay, Conv2d):
             add_bias(y[part], self.bias.value)
         return y
 
-    def backward_parameters(self, dy, dx=None):
-        way = self.way
+    def backward_parameters(self, dy):
+        self._backward(dy)
+
+    def backward(self, dy):
+        dx = xp.empty(self.input_shape, dy.dtype)
+        self._backward(dy, dx)
+        return dx
+
+    def _backward(self, dy, dx=None):
+        """Write the parameters' gradients, and dL/dx to dx, if it is given."""
+        way, dy = self.way, dy.reshape(self.output)
         sums = way.kernel_sums(self.weight.grad)
         for part, tiles in zip(self.groups, self.tiles, strict=True):
             dproducts = way.output_adjoint(dy[part], "products")
@@ -240,11 +259,6 @@ class FastConv2d(InOneWay, Conv2d):
         way.kernels_adjoint(sums, self.weight.grad)
         self.bias.grad[...] = sum_rows(dy)
 
-    def backward(self, dy):
-        dx = xp.empty(self.input_shape, dy.dtype)
-        self.backward_parameters(dy, dx)
-        return dx
-
 
 class FastConvTranspose2d(InOneWay, ConvTranspose2d):
     """A ConvTranspose2d by the maps of a way: FastConv2d read backwards.
@@ -254,8 +268,10 @@ class FastConvTranspose2d(InOneWay, ConvTranspose2d):
     """
 
     def forward(self, x):
+        x = x.astype(np.result_type(x.dtype, self.weight.value.dtype), copy=False)
         y, self.input_shape = xp.empty(self.output_shape(x), x.dtype), x.shape
-        self.way = way = self.way_for(y.shape)
+        self.way, self.output = self.way_for(y.shape), y.shape
+        way = self.way
         self.groups, self.spread, self.matrix = way.groups(y.shape), [], way.kernels(self.weight.value)
         for part in self.groups:
             self.spread.append(way.output_adjoint(x[part], ("spread", part.start)))
@@ -265,7 +281,7 @@ class FastConvTranspose2d(InOneWay, ConvTranspose2d):
         return y
 
     def backward(self, dy):
-        way, dx = self.way, xp.empty(self.input_shape, dy.dtype)
+        way, dy, dx = self.way, dy.reshape(self.output), xp.empty(self.input_shape, dy.dtype)
         sums = way.kernel_sums(self.weight.grad)
         for part, spread in zip(self.groups, self.spread, strict=True):
             tiles = way.input(dy[part], "tiles")
@@ -350,7 +366,7 @@ def adam_step(values, grads, m, v, beta1, beta2, epsilon, m_scale, v_scale):
 
 
 class FastAdam(Adam):
-    """Adam a block at a time, which stays in cache; and if it is told the model, on all of the model's threads."""
+    """Adam a block at a time, which stays in cache; `model` is one whose threads share the work, or None."""
 
     model = None
 
@@ -364,7 +380,7 @@ class FastAdam(Adam):
             arrays = (array[part] for array in (self.values, self.grads, self.m, self.v))
             adam_step(*arrays, self.beta1, self.beta2, self.epsilon, m_scale, v_scale)
 
-        if self.model is None:
+        if self.model is None or self.model.workers.threads == 1:
             step(slice(None))
         else:
             self.model.workers.divide(step, self.values.size)

@@ -11,8 +11,8 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 MAX_THREADS = 16  # each worker holds gradients of its own, and many would get shards too small to be worth it
-# Numbers that NumPy collects before it computes. Of arrays with gaps it copies longer runs, too, into buffers of its
-# default size, 8,192, which takes longer than to compute where they are.
+# Numbers in NumPy's buffer. Runs that are shorter it copies there, of arrays with gaps; at its usual 8,192 even runs of
+# thousands, which takes longer than to compute where they are.
 BUFFER = 1024
 
 LOCK = threading.Lock()  # of what all models share here; nobody forks while it is held, or a child would wait for ever
@@ -59,7 +59,7 @@ def small_buffer():
 
 
 def core_for_each(threads):
-    """A function for each of so many threads to call as it starts: it keeps the thread to a core of its own.
+    """A function for each of so many threads to call as it starts: it gets a core of its own, and a small buffer.
 
     Left to itself, a system may run two threads on one core for seconds while another core is idle, at half the speed.
     With fewer threads than cores, or more, nothing is kept anywhere, since others would keep to the same cores; nor

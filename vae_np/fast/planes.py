@@ -24,7 +24,7 @@ def pixels_of_planes(x, planes):
 
 
 def pixels_of_patches(planes, patches):
-    """For each pixel (a, b) of a patch: where it is in the planes, and in patches (4, 4, C, N, H/2, W/2)."""
+    """For each pixel (a, b) of a patch: where it is in the planes, and in patches (4, 4, C, N, OH, OW)."""
     h, w = patches.shape[-2:]
     for a, b in TAPS:
         yield planes[a % 2, b % 2, :, :, a // 2 : a // 2 + h, b // 2 : b // 2 + w], patches[a, b]
@@ -37,7 +37,7 @@ class Planes(Unfolding):
         n, h, w, _ = shape
         return cut(n, max(1, PIXELS // (h * w)))
 
-    def planes(self, name, x):
+    def planes_for(self, x, name):
         n, h, w, c = x.shape
         return self.workspace.get(name, (2, 2, c, n, h // 2 + 1, w // 2 + 1), x.dtype)
 
@@ -51,7 +51,7 @@ class Planes(Unfolding):
         return patches.T.reshape(4, 4, c, n, h // 2, w // 2)
 
     def input(self, x, name):
-        planes, patches = self.planes("planes", x), self.patches_for(x, name)
+        planes, patches = self.planes_for(x, "planes"), self.patches_for(x, name)
         planes[0, ..., 0, :] = planes[1, ..., -1, :] = planes[:, 0, ..., 0] = planes[:, 1, ..., -1] = 0  # the padding
         for part, pixels in pixels_of_planes(x, planes):
             part[...] = pixels
@@ -60,7 +60,7 @@ class Planes(Unfolding):
         return patches
 
     def input_adjoint(self, patches, x):
-        planes = self.planes("sums", x)
+        planes = self.planes_for(x, "sums")
         planes[...] = 0
         for pixels, taps in pixels_of_patches(planes, self.split(patches, x)):
             pixels += taps

@@ -32,7 +32,7 @@ from vae_np.fast.planes import Planes
 # it, and so many that the products are worth their while.
 TILES = 256
 FEWEST_TILES = 48  # of a call; of fewer, the transforms of the kernels would cost more than they save
-FEWEST_CHANNELS = 4  # of the larger side of a layer; of 3, the transforms would cost more than they save
+FEWEST_CHANNELS = 4  # of the larger side of a layer; fewer go plane by plane (planes.py)
 
 
 # The four steps in one direction. Each works along the first axis of its arrays, and writes to its second argument.
@@ -206,25 +206,25 @@ class Winograd(Unfolding):
 
 
 class InTiles:
-    """A convolution with 9 products for 16, or plane by plane, where its larger side falls into whole tiles."""
+    """A convolution that chooses its way by the larger side; see way_for."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.winograd, self.planes = Winograd(self.geometry), Planes(self.geometry)
+        self.winograd, self.by_planes = Winograd(self.geometry), Planes(self.geometry)
 
     def way_for(self, shape):
-        """For 4x4 kernels at stride 2 and padding 1: Planes for few channels, else Winograd for many whole tiles."""
+        """For 4x4 kernels at stride 2 and padding 1 Planes, of few channels, or Winograd, of many whole tiles."""
         n, h, w, c = shape
         if self.geometry != (4, 2, 1) or h % 2 or w % 2:
             return self.unfolding
         if c < FEWEST_CHANNELS:
-            return self.planes
+            return self.by_planes
         return self.winograd if h % 4 == w % 4 == 0 and n * h * w >= 16 * FEWEST_TILES else self.unfolding
 
 
 class WinogradConv2d(InTiles, FastConv2d):
-    """A Conv2d with 9 products for 16."""
+    """A Conv2d with 9 products for 16, where that pays."""
 
 
 class WinogradConvTranspose2d(InTiles, FastConvTranspose2d):
-    """A ConvTranspose2d with 9 products for 16."""
+    """A ConvTranspose2d with 9 products for 16, where that pays."""

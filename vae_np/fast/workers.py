@@ -2,8 +2,8 @@
 
 The loss of a batch is a sum over its images, and so is the gradient: split the batch into shards, compute each shard's
 part, add up. NumPy lets go of Python's global lock inside a product or a large elementwise operation, so threads really
-run at the same time. A shard's arrays are small enough to stay in a core's cache, which is what makes this faster than
-one product on all cores; BLAS is held to one thread meanwhile, since its own threads would get in the way.
+run at the same time, each on a few images that stay in its core's cache: that is faster than one product on all cores.
+BLAS is held to one thread meanwhile, since its own threads would get in the way.
 
 A model may be asked by any number of threads at a time, and used on in a forked process, which has none of the threads
 that its parent had.
@@ -27,7 +27,8 @@ from vae_np.fast.signals import uninterrupted
 from vae_np.layers import bind
 from vae_np.vae import VAE
 
-# Images that one worker handles at a time, at the most. A GPU wants large batches, a core's cache small ones.
+# Images that one worker handles at a time, at the most. A GPU wants many. On a CPU they are cut once more, into groups
+# for the cache (winograd.TILES), and should be enough for transformed kernels to pay.
 SHARD_SIZE = 512 if IN_USE else 64
 
 
@@ -71,18 +72,18 @@ class Workers:
         rounds = math.ceil(count / (self.threads * SHARD_SIZE))
         return max(1, math.ceil(count / (self.threads * max(1, rounds))))
 
-    def map(self, function, count, size=None):
+    def map(self, function, count, size=None, whole=False):
         """Split range(count) into shards and return [function(replica, shard), ...], a result for each shard, in order.
 
         A replica is used by one call at a time, and a shard is a slice of at most `size`. An exception in a worker, or
-        Ctrl-C, is raised here once no worker is at work any more.
+        Ctrl-C, is raised here once no worker is at work any more; after Ctrl-C no shard is begun, unless `whole`.
         """
         shards = cut(count, size or self.shard_size(count))
         results = [None] * len(shards)
 
         def work(worker, first):
             for i in range(first, len(shards), self.threads):
-                if not stopped:
+                if whole or not stopped:
                     results[i] = function(self.replicas[worker], shards[i])
 
         with uninterrupted() as stopped, one_blas_thread():
@@ -104,8 +105,8 @@ class Workers:
         return results
 
     def divide(self, function, size):
-        """Call function(part) on all threads, with slices that make up range(size): elementwise work on flat arrays."""
-        self.map(lambda replica, part: function(part), size, math.ceil(size / self.threads))
+        """Call function(part) on all threads, with a slice of range(size) each: elementwise work on flat arrays."""
+        self.map(lambda replica, part: function(part), size, math.ceil(size / self.threads), whole=True)
 
     def sum(self, function, count):
         """The sum of what `map` returns, for each of a tuple."""
@@ -156,7 +157,7 @@ class ParallelVAE(VAE):
         totals = [replica.sum if replica.shards > 1 else replica.grads for replica in busy]
 
         def add_up(part):
-            total, *others = (total[part] for total in totals)
+            total, *others = [each[part] for each in totals]
             if not others:
                 self.grads[part] = total
             for other in others:
@@ -170,11 +171,10 @@ class ParallelVAE(VAE):
         def part(replica, shard):
             return [replica.latent_kl(x[shard]) * (len(x[shard]) / len(x))]
 
-        one_shard = self.workers.shard_size(len(x)) >= len(x)
-        return super().latent_kl(x) if one_shard else self.workers.sum(part, len(x))[0]
+        return self.workers.sum(part, len(x))[0]
 
     def in_parts(self, function, *arrays):
-        """VAE.in_parts, a shard at a time; of one size whatever the number of threads: the same code, the same face."""
+        """VAE.in_parts, a shard at a time, of one size for any number of threads: the same codes, the same faces."""
         count, whole = len(arrays[0]), {}
 
         def part(replica, shard):

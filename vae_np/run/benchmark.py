@@ -94,7 +94,8 @@ def measure(batch_size=128, steps=12, threads=None, likelihood="bernoulli", prof
     images = np.random.default_rng(0).integers(0, 256, (batch_size, 64, 64, 3), dtype=np.uint8)
     training = Training(model, images, Settings(batch_size=batch_size, likelihood=likelihood,
                                                 learning_rate=1e-4))  # random images throw a model off at more
-    training.adam.model = model if count > 1 else None
+    if isinstance(model, ParallelVAE):
+        training.adam.model = model
     x = to_float(to_device(images))
     with one_blas_thread():
         for _ in range(WARM_UP):
