@@ -41,6 +41,12 @@ def cut(count, size):
     return [slice(start, min(start + size, count)) for start in range(0, max(1, count), size)]
 
 
+def as_wide_as(weight, x):
+    """x in the dtype that its product with a weight would have."""
+    dtype = np.result_type(x.dtype, weight.dtype)
+    return x if x.dtype == dtype else x.astype(dtype)
+
+
 def padded(x, padding, workspace):
     """Images x (N, H, W, C) with a border of zeros, in the workspace."""
     (n, h, w, c), p = x.shape, padding
@@ -226,7 +232,7 @@ class FastConv2d(InOneWay, Conv2d):
     """
 
     def forward(self, x):
-        x = x.astype(np.result_type(x.dtype, self.weight.value.dtype), copy=False)
+        x = as_wide_as(self.weight.value, x)
         y, self.input_shape = xp.empty(self.output_shape(x), x.dtype), x.shape
         self.way, self.output = self.way_for(x.shape), y.shape
         way = self.way
@@ -268,7 +274,7 @@ class FastConvTranspose2d(InOneWay, ConvTranspose2d):
     """
 
     def forward(self, x):
-        x = x.astype(np.result_type(x.dtype, self.weight.value.dtype), copy=False)
+        x = as_wide_as(self.weight.value, x)
         y, self.input_shape = xp.empty(self.output_shape(x), x.dtype), x.shape
         self.way, self.output = self.way_for(y.shape), y.shape
         way = self.way
