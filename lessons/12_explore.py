@@ -168,7 +168,7 @@ if args.open:
     webbrowser.open(page.resolve().as_uri())
 
 # %% What you should see
-# The page draws what model.decode draws, to a grey level. Half the bits cost nothing (28.97 dB before and after, the
+# The page draws what model.decode draws, to a grey level. Half the bits cost nothing (28.96 dB before and after, the
 # default run on toy faces), and neither would 8 significant bits; 4 cost a tenth of a decibel, 3 four tenths (of the
 # better pictures of --pretrained three tenths, and 1.2). A pixel is a sum of hundreds of products whose errors are
 # independent, and mostly cancel. What does get smaller is what is left out: a checkpoint has 35 MB, two thirds of it
