@@ -41,12 +41,6 @@ def cut(count, size):
     return [slice(start, min(start + size, count)) for start in range(0, max(1, count), size)]
 
 
-def as_wide_as(weight, x):
-    """x in the dtype that its product with a weight would have."""
-    dtype = np.result_type(x.dtype, weight.dtype)
-    return x if x.dtype == dtype else x.astype(dtype)
-
-
 def padded(x, padding, workspace):
     """Images x (N, H, W, C) with a border of zeros, in the workspace."""
     (n, h, w, c), p = x.shape, padding
@@ -223,6 +217,14 @@ class InOneWay:
         """The way for images of this shape (N, H, W, C) on the larger side of the layer."""
         return self.unfolding
 
+    def begin(self, x):
+        """x in the dtype that its product with the weight has, and an array for y; their shapes are kept."""
+        dtype = np.result_type(x.dtype, self.weight.value.dtype)
+        x = x if x.dtype == dtype else x.astype(dtype)
+        y = xp.empty(self.output_shape(x), dtype)
+        self.input_shape, self.shape = x.shape, y.shape
+        return x, y
+
 
 class FastConv2d(InOneWay, Conv2d):
     """A Conv2d by the maps of a way, for each group of images.
@@ -232,10 +234,8 @@ class FastConv2d(InOneWay, Conv2d):
     """
 
     def forward(self, x):
-        x = as_wide_as(self.weight.value, x)
-        y, self.input_shape = xp.empty(self.output_shape(x), x.dtype), x.shape
-        self.way, self.output = self.way_for(x.shape), y.shape
-        way = self.way
+        x, y = self.begin(x)
+        self.way = way = self.way_for(x.shape)
         self.groups, self.tiles, self.matrix = way.groups(x.shape), [], way.kernels(self.weight.value)
         for part in self.groups:
             self.tiles.append(way.input(x[part], ("tiles", part.start)))
@@ -254,7 +254,7 @@ class FastConv2d(InOneWay, Conv2d):
 
     def _backward(self, dy, dx=None):
         """Write the parameters' gradients, and dL/dx to dx, if it is given."""
-        way, dy = self.way, dy.reshape(self.output)
+        way, dy = self.way, dy.reshape(self.shape)
         sums = way.kernel_sums(self.weight.grad)
         for part, tiles in zip(self.groups, self.tiles, strict=True):
             dproducts = way.output_adjoint(dy[part], "products")
@@ -274,10 +274,8 @@ class FastConvTranspose2d(InOneWay, ConvTranspose2d):
     """
 
     def forward(self, x):
-        x = as_wide_as(self.weight.value, x)
-        y, self.input_shape = xp.empty(self.output_shape(x), x.dtype), x.shape
-        self.way, self.output = self.way_for(y.shape), y.shape
-        way = self.way
+        x, y = self.begin(x)
+        self.way = way = self.way_for(y.shape)
         self.groups, self.spread, self.matrix = way.groups(y.shape), [], way.kernels(self.weight.value)
         for part in self.groups:
             self.spread.append(way.output_adjoint(x[part], ("spread", part.start)))
@@ -287,7 +285,7 @@ class FastConvTranspose2d(InOneWay, ConvTranspose2d):
         return y
 
     def backward(self, dy):
-        way, dy, dx = self.way, dy.reshape(self.output), xp.empty(self.input_shape, dy.dtype)
+        way, dy, dx = self.way, dy.reshape(self.shape), xp.empty(self.input_shape, dy.dtype)
         sums = way.kernel_sums(self.weight.grad)
         for part, spread in zip(self.groups, self.spread, strict=True):
             tiles = way.input(dy[part], "tiles")
