@@ -324,12 +324,11 @@ def test_the_weights_that_come_with_the_lessons(rng):
 
 
 @pytest.mark.slow
-def test_all_lessons_that_look_at_a_model_look_at_the_one_that_is_here(tmp_path):
+def test_lessons_that_look_at_a_model_look_at_the_one_that_is_here(tmp_path):
     write_dataset(tmp_path / "data/toy64", size=64)  # where toy faces would be drawn to
     before = {path.name: path.read_bytes() for path in PRETRAINED.parent.iterdir()}
-    for lesson in ("04_reconstruct", "05_sample", "06_interpolate", "07_attributes", "09_compress", "12_explore"):
-        flags = ["--attributes", "Red"] if lesson == "07_attributes" else []
-        output = succeed(f"{lesson}.py", "--pretrained", *flags, cwd=tmp_path)
+    for lesson in ("04_reconstruct", "09_compress", "12_explore"):  # all open it alike, and these write beside it
+        output = succeed(f"{lesson}.py", "--pretrained", cwd=tmp_path)
         assert "VAE(image_size=64, channels=(24, 48, 96, 192), latent_dim=160)" in output
         assert "Note: this model has learned from other faces, and more" in output and "trained on" not in output
     Image.new("RGB", (64, 64), "gray").save(tmp_path / "a.png")
