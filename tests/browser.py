@@ -30,8 +30,9 @@ class Page:
         self.answers, answers = os.pipe()
         # The browser reads from 3 and writes to 4. What has such a number here is out of the way from 10 on.
         given = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (commands, answers)]
-        switches = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars",
-                    f"--user-data-dir={profile}", "--remote-debugging-pipe"]
+        switches = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+                    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                    "--hide-scrollbars", f"--user-data-dir={profile}", "--remote-debugging-pipe"]
         program = "import os, sys; os.dup2({}, 3); os.dup2({}, 4); os.execv(sys.argv[1], sys.argv[1:])".format(*given)
         self.process = subprocess.Popen([sys.executable, "-c", program, find_browser(), *switches], pass_fds=given,
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
