@@ -20,7 +20,7 @@ from vae_np.backend import xp
 from vae_np.conv import unfold
 from vae_np.fast import winograd
 from vae_np.fast.arrays import FastConv2d, FastConvTranspose2d, Workspace
-from vae_np.fast.cores import available_cores, core_for_each
+from vae_np.fast.cores import BUFFER, available_cores, core_for_each
 from vae_np.fast.winograd import WinogradConv2d, WinogradConvTranspose2d
 from vae_np.train import Settings
 
@@ -141,7 +141,7 @@ near, winograd.TILES = winograd.TILES, 1 << 30
 step("6 nine products", "9 products for 16, and 9/4 copies of a pixel for 4", lambda: fast.forward(x))
 winograd.TILES = near
 step("7 a few images at a time", "their tiles are still in cache when the products read them", lambda: fast.forward(x))
-np.setbufsize(1024)
+np.setbufsize(BUFFER)
 step("8 NumPy's buffer small", "what has gaps is computed where it is: all of WinogradConv2d", lambda: fast.forward(x))
 ends = [kind(INPUTS, 3, 4, rng, 2, 1) for kind in (FastConvTranspose2d, WinogradConvTranspose2d)]
 print("    the last layer, {} -> 3 channels: {:.3f} ms/image unfolded, {:.3f} plane by plane".format(

@@ -150,7 +150,7 @@ notice = "" if is_drawn else (f"This model has learned from {dataset.info['sourc
 settings = {
     "about": f"{model.latent_dim} numbers become a picture: the decoder of a variational autoencoder, trained with "
              "NumPy and computed by this page alone. Nothing is sent anywhere.",
-    "notice": notice, "size": model.image_size, "latents": model.latent_dim, "decoder": decoder,
+    "notice": notice, "latents": model.latent_dim, "decoder": decoder,
     "prior": described_prior(model.prior, numbers), "axes": [numbers.add(axis) for axis in axes[:10]],
     "attributes": [{"name": name.replace("_", " ").replace("5 o C", "5 o'c"), "direction": numbers.add(direction)}
                    for name, direction in zip(names, directions, strict=True)],
@@ -158,8 +158,7 @@ settings = {
 }  # fmt: skip
 page, weights = args.out / "explorer.html", args.out / "weights.npz"
 size = write_page(page, settings, numbers)
-_, arrays, info = checkpoint.load_model(args.checkpoint)
-checkpoint.save_weights(weights, arrays, info)
+checkpoint.save_weights(weights, model, info)
 again, _ = load_trained(weights)
 assert np.array_equal(to_cpu(again.values), ways["float16"])
 print(f"{page}: {size / 1e6:.1f} MB, to be opened in a browser\n{weights}: {weights.stat().st_size / 1e6:.1f} MB, a "

@@ -78,7 +78,7 @@ class Page:
         """Press a key, and let go of it."""
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, text=key if len(key) == 1 else "",
-                      code=key, windowsVirtualKeyCode={"ArrowRight": 39, "ArrowLeft": 37, "Tab": 9}.get(key, 0))
+                      code=key, windowsVirtualKeyCode={"ArrowRight": 39}.get(key, 0))
 
     def screenshot(self, path, whole=False):
         """Write what is seen as a PNG file; the whole page, or what fits onto the screen."""

@@ -152,10 +152,12 @@ def open_checkpoint(path, folder):
     """load_trained, and a dataset to look at: the one that the model was trained on, or the one in `folder`."""
     model, info = load_trained(path)
     trained_on = Path(info["data"]["folder"])
+    note = f"Note: the model was trained on {trained_on}, not on {folder}."
     if is_pretrained(path):
         folder = open_dataset(folder).folder
-        print("Note: this model has learned from other faces, and more (lessons/weights/faces.md). What is called\n"
-              "training faces below is new to it, too, and figures in the text of this lesson are of the default run.")
+        note = ("Note: this model has learned from other faces, and more (lessons/weights/faces.md). What is called\n"
+                "training faces below is new to it, too, and figures in the text of this lesson are of the default "
+                "run.")
     if folder is None and not trained_on.exists():
         raise CheckpointError(f"{path} was trained on {trained_on}, which is not there; name a dataset with --data")
     dataset = Dataset(folder or trained_on)
@@ -166,8 +168,7 @@ def open_checkpoint(path, folder):
         if folder is None:
             raise CheckpointError(f"{dataset.folder} has changed since {path} was trained on it; train again, or name "
                                   "a dataset with --data")
-        if not is_pretrained(path):
-            print(f"Note: the model was trained on {info['data']['folder']}, not on {dataset.folder}.")
+        print(note)
     print(f"{model}, trained for {len(info['history'])} epochs on {info['data']['source']}\n{dataset}")
     return model, info, dataset
 
@@ -192,10 +193,7 @@ def resumed(parser, path):
     """
     if not path.is_file():
         wrong_usage(f"--resume, but there is no checkpoint {path}; leave --resume out")
-    _, arrays, info = checkpoint.load_model(path)
-    if "m" not in arrays:
-        raise CheckpointError(f"{path} holds weights alone, from which no training can go on; leave --resume out, or "
-                              "give the --out of a training")
+    _, _, info = checkpoint.load_training(path)
     saved = {"mirror": False, **info["training"], "channels": info["model"]["channels"],
              "latent_dim": info["model"]["latent_dim"]}
     parser.set_defaults(data=info["data"]["folder"], **saved)

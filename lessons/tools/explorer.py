@@ -41,7 +41,7 @@ class Numbers:
 
 def described(layer, numbers):
     """A layer of a decoder as what JSON can hold, its parameters in `numbers`: weights as rows, one for each output."""
-    said = {"name": getattr(layer, "name", None) or repr(layer).partition("(")[0]}
+    said = {"name": repr(layer).partition("(")[0]}
     if said["name"] == "Dense":
         said |= {"weight": numbers.add(layer.rate * layer.weight.value.T), "bias": numbers.add(layer.bias.value)}
     elif said["name"] == "LeakyReLU":

@@ -1,6 +1,7 @@
 """The default model in PyTorch, with the same weights, noise and batches; and how soon either reconstructs how well."""
 
 import itertools
+import math
 import time
 
 import numpy as np
@@ -12,6 +13,7 @@ from vae_np import VAE
 from vae_np.backend import to_cpu
 from vae_np.conv import Conv2d, Enlarge, Shrink
 from vae_np.layers import Dense, LeakyReLU, Reshape
+from vae_np.losses import CalibratedGaussian
 from vae_np.optim import learning_rate_at
 from vae_np.run.trainer import Trainer
 from vae_np.study.metrics import psnr
@@ -102,10 +104,10 @@ def twin_steps(model, images, settings):
     """(the twin, a generator of the training steps that Trainer takes of the model), each step one of the generator."""
     twin, rng = Twin(model), np.random.default_rng([settings.seed, 1])
     adam = torch.optim.Adam(twin.parameters(), fused=True)
-    total = settings.epochs * -(-len(images) // settings.batch_size)
+    total, likelihood = settings.epochs * math.ceil(len(images) / settings.batch_size), CalibratedGaussian()
 
     def steps():
-        step, variance = 0, 0.3**2
+        step, variance = 0, float(likelihood.sigma) ** 2
         for _ in range(settings.epochs):
             for array in batches(images, settings.batch_size, rng.permutation(len(images)), rng):
                 x = as_images(torch.from_numpy(to_cpu(array)))
@@ -122,7 +124,8 @@ def twin_steps(model, images, settings):
                 (error / (2 * variance) + kl).backward()
                 torch.nn.utils.clip_grad_norm_(twin.parameters(), settings.max_gradient_norm)
                 adam.step()
-                variance = max(variance + 0.1 * (error.item() / x[0].numel() - variance), 1 / 255**2)
+                variance += 0.1 * (error.item() / x[0].numel() - variance)
+                variance = max(variance, likelihood.smallest_sigma**2)
                 step += 1
                 yield
 
@@ -144,9 +147,9 @@ def race(path, dataset, settings, limit):
     """Print when the default model and its twin reach each of MARKS, and draw both curves."""
     images, held_out = dataset.split("train"), dataset.split("validation", 300)
     faces, model = to_float(held_out), VAE(dataset.image_size, seed=settings.seed)
-    per_look = max(1, -(-len(images) // settings.batch_size) // LOOKS)
     twin, steps = twin_steps(model, images, settings)  # before the model learns
     trainer = Trainer(model, images, held_out, settings)
+    per_look = max(1, trainer.steps_per_epoch // LOOKS)
     ours = (step for _ in range(settings.epochs) for step in trainer.steps())
     found = {"vae_np": quality(model.reconstruct, ours, faces, per_look, limit),
              "PyTorch": quality(twin.reconstruct, steps, faces, per_look, limit)}

@@ -169,8 +169,8 @@ class ParallelVAE(VAE):
     def latent_kl(self, x):
         """VAE.latent_kl as a sum over shards."""
         def part(replica, shard):
-            share = len(x[shard]) / len(x)
-            return [replica.latent_kl(x[shard]) * share if share < 1 else replica.latent_kl(x[shard])]
+            kl, share = replica.latent_kl(x[shard]), len(x[shard]) / len(x)
+            return [kl if share == 1 else kl * share]
 
         return self.workers.sum(part, len(x))[0]
 

@@ -87,15 +87,14 @@ def peak_memory():
 def measure(batch_size=128, steps=12, threads=None, likelihood="bernoulli", profile=False):
     """Time `steps` training steps after WARM_UP others; print the profile if asked for, and one line of JSON."""
     model = VAE(**REFERENCE)
-    models, count = [model], 1
-    if isinstance(model, ParallelVAE):
-        model.workers = Workers(model, threads)
-        models, count = models + model.workers.replicas, model.workers.threads
     images = np.random.default_rng(0).integers(0, 256, (batch_size, 64, 64, 3), dtype=np.uint8)
     training = Training(model, images, Settings(batch_size=batch_size, likelihood=likelihood,
                                                 learning_rate=1e-4))  # random images throw a model off at more
+    models, count = [model], 1
     if isinstance(model, ParallelVAE):
+        model.workers = Workers(model, threads)
         training.adam.model = model
+        models, count = models + model.workers.replicas, model.workers.threads
     x = to_float(to_device(images))
     with one_blas_thread():
         for _ in range(WARM_UP):

@@ -57,6 +57,15 @@ def load_model(path):
     return model, arrays, info
 
 
+def load_training(path):
+    """load_model; raises CheckpointError for weights alone, too."""
+    model, arrays, info = load_model(path)
+    if "m" not in arrays:
+        raise CheckpointError(f"{path} holds weights alone, from which no training can go on; leave --resume out, or "
+                              "give the --out of a training")
+    return model, arrays, info
+
+
 def restored_prior(path, arrays, info, latent_dim):
     """The prior that a checkpoint holds, None for N(0, I). Raises ValueError unless it is whole and fits.
 
@@ -83,15 +92,21 @@ def prior_arrays(arrays):
     return {name.removeprefix(PREFIX): array for name, array in arrays.items() if name.startswith(PREFIX)}
 
 
-def save_weights(path, arrays, info):
-    """Write what of a checkpoint's arrays and info is needed to use the model: a file to pass on, a sixth as large.
+def arrays_of_prior(prior):
+    """A prior's arrays, by the names that a checkpoint knows them by."""
+    return {PREFIX + name: array for name, array in prior.arrays.items()}
+
+
+def save_weights(path, model, info):
+    """Write what it takes to use a model, and `info` of its checkpoint: a file to pass on, a sixth as large.
 
     float32 becomes float16; of the folder with the data the name is kept, which is what may be known elsewhere. Raises
     CheckpointError for numbers that float16 cannot hold.
     """
+    arrays = {"values": to_cpu(model.values), **(arrays_of_prior(model.prior) if model.prior else {})}
     with np.errstate(over="ignore"):
         halves = {name: array.astype("float16") if array.dtype == "float32" else array
-                  for name, array in arrays.items() if name not in STATE}
+                  for name, array in arrays.items()}
     if not all(np.isfinite(array).all() for array in halves.values()):
         raise CheckpointError(f"some weights are too large for {path}: float16 ends at 65,504")
     folder = Path(info["data"]["folder"]).name
@@ -116,7 +131,6 @@ def store_prior(path, model):
         for name in prior_arrays(arrays):
             del arrays[PREFIX + name]
         prior = model.prior or prior_kind(STANDARD)(model.latent_dim)
-        arrays |= {PREFIX + name: array for name, array in prior.arrays.items()}
-        save(path, arrays, {**info, "prior": prior.name})
+        save(path, arrays | arrays_of_prior(prior), {**info, "prior": prior.name})
     finally:
         lock.release()

@@ -203,9 +203,7 @@ class Trainer(Training):
 
         Raises CheckpointError if there is none, if it was trained on other data, or if it does not fit.
         """
-        model, arrays, info = checkpoint.load_model(path)
-        if "m" not in arrays:
-            raise CheckpointError(f"{path} holds weights alone, from which no training can go on")
+        model, arrays, info = checkpoint.load_training(path)
         trainer = cls(model, images, validation_images, settings, data, threads)
         try:
             if info["data"]["fingerprint"] != trainer.data["fingerprint"]:
