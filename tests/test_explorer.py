@@ -16,6 +16,7 @@ from PIL import Image
 from test_lessons import LESSONS, SMALL, here, pictures_in, succeed
 
 from tools.explorer import TEMPLATE, Numbers, described, described_prior, write_page
+from vae_np.backend import to_cpu, to_device
 from vae_np.run.checkpoint import load, load_model
 from vae_np.study.flow import RIGHT_ANGLE, heun
 from vae_np.study.pictures import to_uint8
@@ -174,8 +175,8 @@ def test_the_page_draws_codes_as_each_prior_does(tmp_path, page, name, rng):
     elif name == "mixture":
         expected = prior.components[int(np.searchsorted(np.cumsum(prior.weights), chance))].colour(eps)
     else:
-        velocity = prior.velocity.forward
-        carried, euler = (heun(velocity, eps[None], 0.0, RIGHT_ANGLE, steps)[0] for steps in (50, 25))
+        velocity, start = prior.velocity.forward, to_device(eps[None])
+        carried, euler = (to_cpu(heun(velocity, start, 0.0, RIGHT_ANGLE, steps))[0] for steps in (50, 25))
         assert np.abs(carried - euler).max() > 2e-3, "where fewer steps end elsewhere"
         expected = prior.gaussian.colour(carried)
     np.testing.assert_allclose(code, expected, rtol=2e-3, atol=2e-3)
