@@ -33,7 +33,10 @@ CALLS = {
     "leaky": [lambda d: (d(5, 3, 4, 6), 0.3)],
     "leaky_gradient": [lambda d: (d(7, 5), d(7, 5), 0.2)],
     "unfold": [lambda d: (d(2, 6, 8, 3), 4, 2, 1, Workspace()), lambda d: (d(2, 5, 4, 3), 3, 1, 0, Workspace()),
-               lambda d: (d(2, 5, 7, 2), 3, 2, 2, Workspace())],
+               lambda d: (d(2, 5, 7, 2), 3, 2, 2, Workspace()), lambda d: (d(2, 6, 8, 4), 4, 2, 1, Workspace()),
+               lambda d: (d(2, 6, 8, 8)[..., ::2], 4, 2, 1, Workspace()),
+               # Nothing of it is at a multiple of 16 bytes.
+               lambda d: (d(2 * 6 * 8 * 4 + 1)[1:].reshape(2, 6, 8, 4), 4, 2, 1, Workspace())],
     "fold": [lambda d: (d(2 * 3 * 4, 16 * 3), (2, 6, 8, 3), 4, 2, 1, Workspace()),
              lambda d: (d(2 * 3 * 2, 9 * 3), (2, 5, 4, 3), 3, 1, 0, Workspace()),
              lambda d: (d(2 * 3 * 4, 9 * 2), (2, 7, 9, 2), 3, 2, 0, Workspace()),
@@ -112,9 +115,13 @@ def test_nvidias_compiler_accepts_every_kernel_without_a_warning(c_type, monkeyp
     monkeypatch.setattr(gpu, "compiled", gpu.compiled.__wrapped__)  # which keeps nothing
     monkeypatch.setattr(gpu, "xp", SimpleNamespace(ElementwiseKernel=kernel, empty=np.empty))
     monkeypatch.setattr(arrays, "xp", np)  # of the workspace
+
+    class OnDevice(np.ndarray):
+        data = SimpleNamespace(ptr=0)
+
     for name, calls in CALLS.items():
         for call in calls:
-            getattr(gpu, name)(*call(lambda *shape: np.ones(shape)))
+            getattr(gpu, name)(*call(lambda *shape: np.ones(shape).view(OnDevice)))
     assert set(made.values()) == set(CALLS)
     for text in made:
         assert compiles(text) == (True, ""), text

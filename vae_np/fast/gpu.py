@@ -109,13 +109,20 @@ UNFOLD = """
 
 
 def unfold(x, kernel_size, stride, padding, workspace):
-    """arrays.unfold, one thread for a number of a patch: where does it stand in the image?"""
+    """arrays.unfold, one thread for a number of a patch: where does it stand in the image?
+
+    A thread does little but wait for memory, so it should wait for much: where it can, it moves 16 bytes of a pixel.
+    """
     _, h, w, c = x.shape
     k, s, p = kernel_size, stride, padding
     oh, ow = conv_size(h, k, s, p), conv_size(w, k, s, p)
     patches = workspace.get("patches", (len(x), oh, ow, k, k, c), x.dtype)
-    compiled("unfold", "raw T x", "T patches", UNFOLD, C=c, K=k, S=s, P=p, H=h, W=w, OH=oh, OW=ow)(x, patches)
-    return patches.reshape(-1, k * k * c)
+    source, target = x, patches
+    if x.flags.c_contiguous and c * x.itemsize % 16 == x.data.ptr % 16 == 0:
+        source, target = x.view("complex128"), patches.view("complex128")  # nobody computes with these numbers
+        c = source.shape[-1]
+    compiled("unfold", "raw T x", "T patches", UNFOLD, C=c, K=k, S=s, P=p, H=h, W=w, OH=oh, OW=ow)(source, target)
+    return patches.reshape(-1, k * k * x.shape[-1])
 
 
 FOLD = """

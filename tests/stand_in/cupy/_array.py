@@ -1,5 +1,7 @@
 """The array of the pretended device: a NumPy array that nobody may take for one."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from . import _memory, stand_in
@@ -8,7 +10,8 @@ SCALARS = (np.generic, bool, int, float, complex)
 # Functions that multiply matrices: cuBLAS's, not kernels that CuPy compiles.
 PRODUCTS = {"dot", "einsum", "inner", "matmul", "outer", "tensordot", "vdot"}
 # Functions that only set or copy memory, or look at it in another way.
-NO_KERNEL = {"as_strided", "broadcast_to", "copy", "ravel", "reshape", "swapaxes", "transpose", "zeros", "zeros_like"}
+NO_KERNEL = {"as_strided", "broadcast_to", "copy", "ravel", "reshape", "swapaxes", "transpose", "view", "zeros",
+             "zeros_like"}
 # Functions that need no array.
 MAKERS = {"arange", "full", "ones", "zeros"}
 # Functions that must know numbers on the device to know the shape of their result: also those that the manifest lacks,
@@ -122,6 +125,10 @@ class ndarray:
 
     def __reduce__(self):
         return uploaded, (self.get(),)
+
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self._host.ctypes.data)
 
     # Indices. Every part of an array is a view of it, a single number as well.
 

@@ -23,7 +23,7 @@ from ._array import SCALARS, fresh, ndarray
 
 HEADER = (Path(__file__).parent / "kernel.hpp").read_text(encoding="utf-8")
 C_TYPES = {"bool": "bool", "uint8": "unsigned char", "int32": "int", "int64": "long long", "float32": "float",
-           "float64": "double"}
+           "float64": "double", "complex128": "stand_in::Complex"}
 # The body stands in a loop, as in CuPy, so that it may say `continue`. Names with an underscore are reserved there too.
 SOURCE = """{header}
 {typedefs}
@@ -169,6 +169,8 @@ class ElementwiseKernel:
         if kind == 2:
             problem = f"is written to at index {index} by two iterations, which on a GPU run at once"
             raise self._error(RuntimeError, given[number][0], problem)
+        if kind == 3:
+            raise self._error(RuntimeError, given[number][0], f"is not aligned to its type, at index {index}")
 
     def _host(self, parameter, types, arg, shape):
         """The host array of an argument, as the C++ function expects it."""

@@ -12,8 +12,16 @@ template <class A, class B> inline auto min(A a, B b) -> decltype(a + b) { retur
 
 namespace stand_in {
 
+// CuPy's complex<double>, which kernels only move.
+struct Complex {
+    double real, imag;
+    Complex(double real = 0, double imag = 0) : real(real), imag(imag) {}
+    bool operator==(const Complex& other) const { return real == other.real && imag == other.imag; }
+    bool operator!=(const Complex& other) const { return !(*this == other); }
+};
+
 struct Fault { ptrdiff_t kind, parameter, index; };
-enum { OUTSIDE = 1, COLLISION = 2 };
+enum { OUTSIDE = 1, COLLISION = 2, MISALIGNED = 3 };
 
 // Where number k of an array lies, counted in C order.
 inline char* place(void* data, ptrdiff_t k, int ndim, const ptrdiff_t* shape, const ptrdiff_t* strides) {
@@ -40,7 +48,9 @@ class Raw {
 
     T* at(ptrdiff_t k) const {
         if (k < 0 || k >= size_) throw Fault{OUTSIDE, parameter_, k};
-        return reinterpret_cast<T*>(place(data_, k, ndim_, shape_, strides_));
+        char* found = place(data_, k, ndim_, shape_, strides_);
+        if (reinterpret_cast<uintptr_t>(found) % sizeof(T)) throw Fault{MISALIGNED, parameter_, k};
+        return reinterpret_cast<T*>(found);
     }
 
   public:
