@@ -5,11 +5,12 @@ planes, in which a whole row of an image is a run: one for each channel and each
 pixels. Pixel (a, b) of all patches is then a part of one plane, shifted by at most a row and a column.
 """
 
+from numpy.lib.stride_tricks import as_strided
+
 from vae_np.fast.arrays import Unfolding, cut
 
 PIXELS = 1 << 16  # of images that go through a layer at a time, for what one step writes to be in cache for the next
 PLACES = [(i, j) for i in range(2) for j in range(2)]
-TAPS = [(a, b) for a in range(4) for b in range(4)]
 
 
 def pixels_of_planes(x, planes):
@@ -23,11 +24,14 @@ def pixels_of_planes(x, planes):
         yield planes[i, j, :, :, 1 - i : h - i, 1 - j : w - j], x[:, 1 - i :: 2, 1 - j :: 2].transpose(3, 0, 1, 2)
 
 
-def pixels_of_patches(planes, patches):
-    """For each pixel (a, b) of a patch: where it is in the planes, and in patches (4, 4, C, N, OH, OW)."""
-    h, w = patches.shape[-2:]
-    for a, b in TAPS:
-        yield planes[a % 2, b % 2, :, :, a // 2 : a // 2 + h, b // 2 : b // 2 + w], patches[a, b]
+def patches_of(planes):
+    """A view of planes as patches (2, 2, 2, 2, C, N, H/2, W/2): pixel (2 p + i, 2 q + j) of each is at [p, i, q, j].
+
+    p and q shift a plane by a row and a column, so that what is under one p and q has a place of its own.
+    """
+    i, j, c, n, h, w = planes.shape
+    one, other, *others, row, column = planes.strides
+    return as_strided(planes, (2, i, 2, j, c, n, h - 1, w - 1), (row, one, column, other, *others, row, column))
 
 
 class Planes(Unfolding):
@@ -46,24 +50,24 @@ class Planes(Unfolding):
         return self.workspace.get(name, (16 * c, n * (h // 2) * (w // 2)), x.dtype).T
 
     def split(self, patches, x):
-        """A view of patches, with axes (4, 4, C, N, H/2, W/2)."""
+        """A view of patches, with the axes of patches_of."""
         n, h, w, c = x.shape
-        return patches.T.reshape(4, 4, c, n, h // 2, w // 2)
+        return patches.T.reshape(2, 2, 2, 2, c, n, h // 2, w // 2)
 
     def input(self, x, name):
         planes, patches = self.planes_for(x, "planes"), self.patches_for(x, name)
         planes[0, ..., 0, :] = planes[1, ..., -1, :] = planes[:, 0, ..., 0] = planes[:, 1, ..., -1] = 0  # the padding
         for part, pixels in pixels_of_planes(x, planes):
             part[...] = pixels
-        for pixels, taps in pixels_of_patches(planes, self.split(patches, x)):
-            taps[...] = pixels
+        self.split(patches, x)[...] = patches_of(planes)
         return patches
 
     def input_adjoint(self, patches, x):
         planes = self.planes_for(x, "sums")
         planes[...] = 0
-        for pixels, taps in pixels_of_patches(planes, self.split(patches, x)):
-            pixels += taps
+        sums, parts = patches_of(planes), self.split(patches, x)
+        for p, q in PLACES:
+            sums[p, :, q] += parts[p, :, q]
         for part, pixels in pixels_of_planes(x, planes):
             for plane, channel in zip(part, pixels, strict=True):  # or NumPy would go from channel to channel
                 channel[...] = plane
