@@ -72,8 +72,12 @@ def test_the_bits_are_the_same_however_long_each_shard_takes(task, threads, name
 
 @pytest.mark.parametrize(("threads", "count", "size", "expected"), [
     (2, 11, 3, [3, 3, 3, 2]), (2, 0, 3, [0]), (1, 2, 5, [2]),
-    pytest.param(4, 8, None, [2, 2, 2, 2], marks=several_workers),  # a share of a small batch for everyone
-    pytest.param(2, 200, None, [50] * 4, marks=several_workers)])
+    pytest.param(2, 8, None, [4, 4], marks=several_workers),  # a share of a small batch for both
+    pytest.param(2, 200, None, [50] * 4, marks=several_workers),
+    # Of many, some get none, so that the others' shards are worth their calls.
+    pytest.param(16, 8, None, [4, 4], marks=several_workers),
+    pytest.param(16, 128, None, [16] * 8, marks=several_workers),
+    pytest.param(3, 32, None, [11, 11, 10], marks=several_workers)])
 def test_map_covers_every_index_once_and_in_order(task, threads, count, size, expected):
     shards = Workers(task[0], threads).map(lambda replica, shard: list(range(shard.start, shard.stop)), count, size)
     assert [i for shard in shards for i in shard] == list(range(count))
@@ -91,7 +95,7 @@ def test_an_error_in_a_worker_is_raised_once_all_are_at_rest(task):
         at_rest.append(shard.start)
 
     with pytest.raises(RuntimeError, match="shard 0"):
-        pair.map(fail, 2)
+        pair.map(fail, 2, 1)
     assert at_rest == [1]
 
 

@@ -30,6 +30,9 @@ from vae_np.vae import VAE
 # Images that one worker handles at a time, at the most. A GPU wants many. On a CPU they are cut once more, into groups
 # for the cache (winograd.TILES), and should be enough for transformed kernels to pay.
 SHARD_SIZE = 512 if IN_USE else 64
+# However few images it has, a thread makes hundreds of calls a step, and after each it waits for Python's global lock:
+# all threads wait longer for one thread more, as long as this many images take (on 16 cores, with 1 to 16 threads).
+THREAD_COST = 2
 
 
 class Replica(VAE):
@@ -68,9 +71,14 @@ class Workers:
         self.process = os.getpid()
 
     def shard_size(self, count):
-        """Images in a shard of a batch of `count`: few enough for a core's cache, and about as many for each worker."""
-        rounds = math.ceil(count / (self.threads * SHARD_SIZE))
-        return max(1, math.ceil(count / (self.threads * max(1, rounds))))
+        """Images in a shard of a batch of `count`: few enough for a core's cache, and about as many for each worker.
+
+        Of many workers, some get none: with k of them a step takes as long as count / k + THREAD_COST k images, which
+        is least for k = sqrt(count / THREAD_COST).
+        """
+        threads = max(1, min(self.threads, math.ceil(math.sqrt(count / THREAD_COST))))
+        rounds = math.ceil(count / (threads * SHARD_SIZE))
+        return max(1, math.ceil(count / (threads * max(1, rounds))))
 
     def map(self, function, count, size=None, whole=False):
         """Split range(count) into shards and return [function(replica, shard), ...], a result for each shard, in order.
