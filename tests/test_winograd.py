@@ -88,7 +88,7 @@ def test_what_writes_to_its_second_argument_has_its_adjoint(count, rng):
     ):
         a, b = rng.standard_normal(one), rng.standard_normal(other)
         image_of_a, image_of_b = np.full(other, np.nan), np.full(one, np.nan)  # what was there must not matter
-        transform(a, image_of_a, *workspace)
+        transform(a, image_of_a)
         adjoint(b, image_of_b, *workspace)
         assert_adjoint(a, image_of_a, b, image_of_b)
 

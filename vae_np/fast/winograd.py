@@ -29,8 +29,8 @@ from vae_np.fast.arrays import FastConv2d, FastConvTranspose2d, Unfolding, Works
 from vae_np.fast.planes import Planes
 
 # Tiles that go through a layer at a time: so few that what one step writes is still in cache when the next one reads
-# it, and so many that the products are worth their while.
-TILES = 256
+# it, and so many that products and calls are worth their while.
+TILES = 512
 FEWEST_TILES = 48  # of a call; of fewer, the transforms of the kernels would cost more than they save
 FEWEST_CHANNELS = 4  # of the larger side of a layer; fewer go plane by plane (planes.py)
 
@@ -40,15 +40,13 @@ FEWEST_CHANNELS = 4  # of the larger side of a layer; fewer go plane by plane (p
 
 def kernel_transform_1d(pair, three):
     """(g0, g1) -> (g0, g0 + g1, g1)."""
-    three[0] = pair[0]
+    three[::2] = pair
     np.add(pair[0], pair[1], out=three[1])
-    three[2] = pair[1]
 
 
 def output_transform_1d(three, pair):
     """The adjoint of kernel_transform_1d: (m0, m1, m2) -> (m0 + m1, m1 + m2)."""
-    np.add(three[0], three[1], out=pair[0])
-    np.add(three[1], three[2], out=pair[1])
+    np.add(three[:2], three[1:], out=pair)
 
 
 def input_transform_1d(blocks, three):
@@ -124,11 +122,13 @@ def input_transform_adjoint(tiles, x, workspace):
     x[...] = sums[:, 1:-1, 1:-1]
 
 
-def kernel_transform(four, nine, workspace):
-    """kernel_transform_1d along the first two axes: four (2, 2, ...) -> nine (3, 3, ...), which is written to."""
-    half = workspace.get("nine of four", (3, *four.shape[1:]), four.dtype)
-    kernel_transform_1d(four, half)
-    kernel_transform_1d(half.swapaxes(0, 1), nine.swapaxes(0, 1))
+def kernel_transform(four, nine):
+    """kernel_transform_1d along the first two axes: four (2, 2, ...) -> nine (3, 3, ...), which is written to.
+
+    What the second axis begins with is already where it ends up; only the sums are left.
+    """
+    kernel_transform_1d(four, nine[:, ::2])
+    np.add(nine[:, 0], nine[:, 2], out=nine[:, 1])
 
 
 def output_transform(nine, four, workspace):
@@ -153,7 +153,7 @@ def kernels_of(weight, workspace):
     """The kernels in the form that multiplies tiles: (4, 4, C, F) -> (9, 4 C, F)."""
     taps = taps_of(weight)
     kernels = workspace.get("kernels", (3, 3, *taps.shape[2:]), weight.dtype)
-    kernel_transform(taps, kernels, workspace)
+    kernel_transform(taps, kernels)
     return kernels.reshape(9, -1, weight.shape[-1])
 
 
@@ -201,7 +201,7 @@ class Winograd(Unfolding):
     def output_adjoint(self, dy, name):
         n, h, w, f = dy.shape
         nine = self.products_for(dy, name)
-        kernel_transform(quads_of(dy), nine.reshape(3, 3, n, h // 2, w // 2, f), self.workspace)
+        kernel_transform(quads_of(dy), nine.reshape(3, 3, n, h // 2, w // 2, f))
         return nine
 
 
