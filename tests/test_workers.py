@@ -78,10 +78,17 @@ def test_the_bits_are_the_same_however_long_each_shard_takes(task, threads, name
     pytest.param(16, 8, None, [4, 4], marks=several_workers),
     pytest.param(16, 128, None, [16] * 8, marks=several_workers),
     pytest.param(3, 32, None, [11, 11, 10], marks=several_workers)])
-def test_map_covers_every_index_once_and_in_order(task, threads, count, size, expected):
+def test_map_covers_every_index_once_and_in_order(task, threads, count, size, expected, monkeypatch):
+    monkeypatch.setattr("sys._is_gil_enabled", lambda: True, raising=False)
     shards = Workers(task[0], threads).map(lambda replica, shard: list(range(shard.start, shard.stop)), count, size)
     assert [i for shard in shards for i in shard] == list(range(count))
     assert [len(shard) for shard in shards] == expected
+
+
+@several_workers
+def test_without_a_lock_no_thread_is_too_many(task, monkeypatch):
+    monkeypatch.setattr("sys._is_gil_enabled", lambda: False, raising=False)
+    assert [Workers(task[0], 16).shard_size(count) for count in (0, 8, 32, 2048)] == [1, 1, 2, 64]
 
 
 @several_workers

@@ -14,6 +14,7 @@ import itertools
 import math
 import operator
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
@@ -74,9 +75,11 @@ class Workers:
         """Images in a shard of a batch of `count`: few enough for a core's cache, and about as many for each worker.
 
         Of many workers, some get none: with k of them a step takes as long as count / k + THREAD_COST k images, which
-        is least for k = sqrt(count / THREAD_COST).
+        is least for k = sqrt(count / THREAD_COST). A free-threaded Python has no lock to wait for.
         """
-        threads = max(1, min(self.threads, math.ceil(math.sqrt(count / THREAD_COST))))
+        threads = self.threads
+        if getattr(sys, "_is_gil_enabled", lambda: True)():  # Python 3.13 and newer know
+            threads = max(1, min(threads, math.ceil(math.sqrt(count / THREAD_COST))))
         rounds = math.ceil(count / (threads * SHARD_SIZE))
         return max(1, math.ceil(count / (threads * max(1, rounds))))
 
