@@ -59,8 +59,8 @@ print(f"3x3 numbers       B {B.tolist()}, kernel G {G.tolist()}\nnine products  
 assert np.array_equal(Y, [[(B[i : i + 2, j : j + 2] * G).sum() for j in (0, 1)] for i in (0, 1)]), "as with sixteen"
 
 # %% A layer of such products
-# A 4x4 kernel at stride 2 always starts on an even pixel. Cut the padded image into blocks of 2x2 pixels, which takes
-# no more than a reshape, and take the 4 C numbers of a block for the channels of one pixel: the kernel is 2x2 of them.
+# A 4x4 kernel at stride 2 always starts on an even pixel. Cut the padded image into blocks of 2x2 pixels, and take
+# the 4 C numbers of a block for the channels of one pixel: the kernel is 2x2 of them.
 #   input_transform    pads, and takes differences of rows and columns of blocks. A tile is 3x3 of them, makes 2x2
 #                      outputs, and shares its rim with its neighbours. Returns nine T, a row for a tile.
 #   kernels_of         cuts kernels in the same way and takes kernel_transform: the nine U, each a matrix (4 C, F).

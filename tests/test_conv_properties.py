@@ -61,6 +61,7 @@ def every_kind_as_it_is():
         patch.setattr(winograd, "FEWEST_CHANNELS", 1)
         patch.setattr(winograd, "FEWEST_TILES", 1)
         patch.setattr(winograd, "TILES", 2)  # and few images more than one group
+        patch.setattr(winograd, "CHANNELS", 1)
         patch.setattr(planes, "PIXELS", 50)
         yield
 

@@ -109,6 +109,7 @@ def test_cutting_images_into_tiles_has_its_adjoint(batch, rows, columns, inputs,
 def test_each_product_multiplies_nine_times_where_unfold_multiplies_sixteen_times(
         kind, unfolding, tile, batch, rows, columns, inputs, outputs, rng, monkeypatch):
     monkeypatch.setattr(winograd, "TILES", 2 * rows * columns)  # two images at a time
+    monkeypatch.setattr(winograd, "CHANNELS", 1)
     x, product, counts = rng.standard_normal((batch, rows * tile, columns * tile, inputs)), np.matmul, []
 
     def counted(a, b, out=None):  # (..., I, J) @ (..., J, K)

@@ -25,12 +25,12 @@ an H100 took 1.5 times as long with 9 at batch 128, and 1.2 times at 512.
 
 import numpy as np
 
-from vae_np.fast.arrays import FastConv2d, FastConvTranspose2d, Unfolding, Workspace, cut, padded
-from vae_np.fast.planes import Planes
+from vae_np.fast.arrays import FastConv2d, FastConvTranspose2d, Unfolding, Workspace, cut
+from vae_np.fast.planes import PLACES, Planes
 
 # Tiles that go through a layer at a time: so few that what one step writes is still in cache when the next one reads
-# it, and so many that products and calls are worth their while.
-TILES = 512
+# it, and so many that products and calls are worth their while. Of fewer channels than these, twice as many, or more.
+TILES, CHANNELS = 512, 32
 FEWEST_TILES = 48  # of a call; of fewer, the transforms of the kernels would cost more than they save
 FEWEST_CHANNELS = 4  # of the larger side of a layer; fewer go plane by plane (planes.py)
 
@@ -68,58 +68,66 @@ def input_transform_1d_adjoint(three, blocks):
     np.add(three[0, 1:], three[2, :-1], out=blocks[2:-1:2])
 
 
-# The same for images and kernels: first rows, then columns, each time with a view that has their axis in front. Of a
-# block's 2x2 pixels, the axis of 2 is the upper and the lower one, that of 2 C the left and the right one.
+# The same for images and kernels: first rows, then columns, each time with a view that has their axis in front.
 
 
-def rows_of_blocks(padded):
-    """A view of padded images (N, H + 2, W + 2, C) with rows of blocks in front: (2 TH + 1, N, 2 (W + 2) C)."""
-    n, h, w, c = padded.shape
-    return padded.reshape(n, h // 2, 2 * w * c).swapaxes(0, 1)
+def blocks_for(x, workspace):
+    """Where images x (N, H, W, C), with a border of 1, can be written as blocks: (2 TH + 1, 2 TW + 1, N, 2, 2, C).
+
+    TH = H/4 and TW = W/4 count the tiles. Rows and columns of blocks come first, so that whatever is done to a block is
+    done to those of all images in one run.
+    """
+    n, h, w, c = x.shape
+    return workspace.get("blocks", (h // 2 + 1, w // 2 + 1, n, 2, 2, c), x.dtype)
 
 
-def columns_of_rows(rows, c):
-    """A view (3, TH, N, 2 (W + 2) C) -> (2 TW + 1, 3, TH, N, 2, 2 C): columns of blocks in front."""
-    return rows.reshape(*rows.shape[:3], 2, rows.shape[3] // (4 * c), 2 * c).transpose(4, 0, 1, 2, 3, 5)
-
-
-def columns_of_tiles(tiles):
-    """A view (3, 3, N, TH, TW, 2, 2 C) -> (3, TW, 3, TH, N, 2, 2 C): input_transform_1d of columns_of_rows."""
-    return tiles.transpose(1, 4, 0, 3, 2, 5, 6)
+def pixels_of_blocks(x, blocks):
+    """For each of the four places in a block: that part of blocks, without the border, and the pixels of x there."""
+    h, w = blocks.shape[:2]
+    for i, j in PLACES:
+        yield blocks[1 - i : h - i, 1 - j : w - j, :, i, j], x[:, 1 - i :: 2, 1 - j :: 2].transpose(1, 2, 0, 3)
 
 
 def rows_for(x, workspace):
-    """Where the transformed rows of blocks of images x (N, H, W, C) can be written."""
+    """Where the transformed rows of blocks of images x can be written: (3, TH, 2 TW + 1, N, 2, 2, C)."""
     n, h, w, c = x.shape
-    return workspace.get("rows", (3, h // 4, n, 2 * (w + 2) * c), x.dtype)
+    return workspace.get("rows", (3, h // 4, w // 2 + 1, n, 2, 2, c), x.dtype)
 
 
 def tiles_for(x, workspace, name):
-    """Where the tiles of images x (N, H, W, C) can be written: (3, 3, N, TH, TW, 2, 2 C)."""
+    """Where the tiles of images x can be written, one row for each: (9, TH * TW * N, 4 C)."""
     n, h, w, c = x.shape
-    return workspace.get(name, (3, 3, n, h // 4, w // 4, 2, 2 * c), x.dtype)
+    return workspace.get(name, (9, h // 4 * (w // 4) * n, 4 * c), x.dtype)
+
+
+def columns(rows, tiles):
+    """Views of rows and of tiles with columns in front, as input_transform_1d wants them."""
+    _, height, width, *block = rows.shape
+    tiles = tiles.reshape(3, 3, height, width // 2, *block)
+    return np.moveaxis(rows, 2, 0), np.moveaxis(tiles, (1, 3), (0, 1))
 
 
 def input_transform(x, workspace, name="tiles"):
-    """Cut padded images into tiles of 3x3 blocks, transformed: x (N, H, W, C) -> (9, N * H/4 * W/4, 4 C).
+    """Cut padded images into tiles of 3x3 blocks, transformed: x (N, H, W, C) -> (9, H/4 * W/4 * N, 4 C).
 
-    A tile is what 2x2 outputs see; neighbours share a row or a column of blocks. 4 must divide H and W: with a border
-    of 1, H + 2 = 2 (2 H/4 + 1) pixels are 2 H/4 + 1 whole blocks. TH = H/4 and TW = W/4 count the tiles.
+    A tile is what 2x2 outputs see; neighbours share a row or a column of blocks. 4 must divide H and W.
     """
-    c, rows, tiles = x.shape[-1], rows_for(x, workspace), tiles_for(x, workspace, name)
-    input_transform_1d(rows_of_blocks(padded(x, 1, workspace)), rows)
-    input_transform_1d(columns_of_rows(rows, c), columns_of_tiles(tiles))
-    return tiles.reshape(9, -1, 4 * c)
+    blocks, rows, tiles = blocks_for(x, workspace), rows_for(x, workspace), tiles_for(x, workspace, name)
+    blocks[0, :, :, 0] = blocks[-1, :, :, 1] = blocks[:, 0, :, :, 0] = blocks[:, -1, :, :, 1] = 0  # the border
+    for part, pixels in pixels_of_blocks(x, blocks):
+        part[...] = pixels
+    input_transform_1d(blocks, rows)
+    input_transform_1d(*columns(rows, tiles))
+    return tiles
 
 
 def input_transform_adjoint(tiles, x, workspace):
-    """The adjoint of input_transform: (9, N * H/4 * W/4, 4 C) -> images x (N, H, W, C), which are written to."""
-    n, h, w, c = x.shape
-    rows, sums = rows_for(x, workspace), workspace.get("sums", (n, h + 2, w + 2, c), x.dtype)
-    tiles = tiles.reshape(3, 3, n, h // 4, w // 4, 2, 2 * c)
-    input_transform_1d_adjoint(columns_of_tiles(tiles), columns_of_rows(rows, c))
-    input_transform_1d_adjoint(rows, rows_of_blocks(sums))
-    x[...] = sums[:, 1:-1, 1:-1]
+    """The adjoint of input_transform: (9, H/4 * W/4 * N, 4 C) -> images x (N, H, W, C), which are written to."""
+    blocks, rows = blocks_for(x, workspace), rows_for(x, workspace)
+    input_transform_1d_adjoint(*reversed(columns(rows, tiles)))
+    input_transform_1d_adjoint(rows, blocks)
+    for part, pixels in pixels_of_blocks(x, blocks):
+        pixels[...] = part
 
 
 def kernel_transform(four, nine):
@@ -144,9 +152,9 @@ def taps_of(weight):
 
 
 def quads_of(y):
-    """A view of images (N, H, W, F) as quads of 2x2 pixels: (2, 2, N, H/2, W/2, F)."""
+    """A view of images (N, H, W, F) as quads of 2x2 pixels: (2, 2, H/2, W/2, N, F)."""
     n, h, w, f = y.shape
-    return y.reshape(n, h // 2, 2, w // 2, 2, f).transpose(2, 4, 0, 1, 3, 5)
+    return y.reshape(n, h // 2, 2, w // 2, 2, f).transpose(2, 4, 1, 3, 0, 5)
 
 
 def kernels_of(weight, workspace):
@@ -168,8 +176,8 @@ class Winograd(Unfolding):
         self.kernel_workspace = Workspace()  # of its own, since arrays of the same names have other shapes there
 
     def groups(self, shape):
-        n, h, w, _ = shape
-        return cut(n, max(1, TILES * 16 // (h * w)))
+        n, h, w, c = shape
+        return cut(n, max(1, TILES * max(1, CHANNELS // c) * 16 // (h * w)))
 
     def input(self, x, name):
         return input_transform(x, self.workspace, name)
@@ -178,7 +186,7 @@ class Winograd(Unfolding):
         input_transform_adjoint(tiles, x, self.workspace)
 
     def patches_for(self, x):
-        return tiles_for(x, self.workspace, "products of tiles").reshape(9, -1, 4 * x.shape[-1])
+        return tiles_for(x, self.workspace, "products of tiles")
 
     def kernels(self, weight):
         return kernels_of(weight, self.kernel_workspace)
@@ -196,12 +204,12 @@ class Winograd(Unfolding):
 
     def output(self, products, y):
         n, h, w, f = y.shape
-        output_transform(products.reshape(3, 3, n, h // 2, w // 2, f), quads_of(y), self.workspace)
+        output_transform(products.reshape(3, 3, h // 2, w // 2, n, f), quads_of(y), self.workspace)
 
     def output_adjoint(self, dy, name):
         n, h, w, f = dy.shape
         nine = self.products_for(dy, name)
-        kernel_transform(quads_of(dy), nine.reshape(3, 3, n, h // 2, w // 2, f))
+        kernel_transform(quads_of(dy), nine.reshape(3, 3, h // 2, w // 2, n, f))
         return nine
 
 
