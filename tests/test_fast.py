@@ -91,8 +91,8 @@ def whole_model(draw):
     model, weights = VAE(16, channels=(4, 6), latent_dim=5, dtype=draw.dtype), to_device(np.array([1, 0, 1, 0.5, 1]))
     model.workers = workers.Workers(model, 2)  # at which a plain one does not look
     x, eps = draw.images(50, 16, 16, 3), draw(50, 5)
-    with mock.patch.object(workers, "SHARD_SIZE", 20):  # shards of 17, 17 and 16; or of one image
-        for count, kind, beta in ((50, Bernoulli, weights), (2, Gaussian, 0.7), (50, CalibratedGaussian, 0.7)):
+    with mock.patch.object(workers, "SHARD_SIZE", 20):  # four shards for two; of three images, two
+        for count, kind, beta in ((50, Bernoulli, weights), (3, Gaussian, 0.7), (50, CalibratedGaussian, 0.7)):
             yield from (*model.loss_and_gradient(x[:count], eps[:count], kind(), beta), model.grads)
         yield from (model.values, model.latent_kl(x), model.latent_kl(x[:1]))
         x, eps = to_cpu(x), to_cpu(eps)

@@ -35,7 +35,7 @@ CALLS = {
     "unfold": [lambda d: (d(2, 6, 8, 3), 4, 2, 1, Workspace()), lambda d: (d(2, 5, 4, 3), 3, 1, 0, Workspace()),
                lambda d: (d(2, 5, 7, 2), 3, 2, 2, Workspace()), lambda d: (d(2, 6, 8, 4), 4, 2, 1, Workspace()),
                lambda d: (d(2, 6, 8, 8)[..., ::2], 4, 2, 1, Workspace()),
-               # Nothing of it is at a multiple of 16 bytes.
+               # No pixel begins at a multiple of 16 bytes.
                lambda d: (d(2 * 6 * 8 * 4 + 1)[1:].reshape(2, 6, 8, 4), 4, 2, 1, Workspace())],
     "fold": [lambda d: (d(2 * 3 * 4, 16 * 3), (2, 6, 8, 3), 4, 2, 1, Workspace()),
              lambda d: (d(2 * 3 * 2, 9 * 3), (2, 5, 4, 3), 3, 1, 0, Workspace()),

@@ -97,7 +97,7 @@ COMMANDS = """\
 def is_allowed(event, arguments, files):
     """Whether an event is one that the lessons need, or one of a library that hands over no data of ours."""
     files = [file.replace(os.sep, "/") for file in files]
-    if event in ("subprocess.Popen", "os.posix_spawn"):  # Python 3.14 calls the second for the first
+    if event in ("subprocess.Popen", "os.posix_spawn"):  # newer Pythons tell of both
         # matplotlib asks for the names of fonts, once a computer, and ctypes where a library is.
         libraries = ("/matplotlib/font_manager.py", "/ctypes/util.py")
         return "data_tools.toy_faces" in arguments[1] or any(file.endswith(libraries) for file in files)

@@ -334,6 +334,14 @@ def test_two_iterations_that_write_to_one_place_show(x, body):
         kernel("T x", "raw T y", body)(x, cp.ones(12, "float32"))
 
 
+def test_numbers_must_be_aligned_to_their_size():
+    memory, copy = cp.zeros(9, "float32"), kernel("raw T x", "T y", "y = x[i]", "copy")
+    assert memory.data.ptr % 16 == 0 == memory[4:].data.ptr - memory.data.ptr - 16
+    assert_holds(copy(memory[:8].view("complex128"), cp.empty(2, "complex128")), [0, 0])
+    with pytest.raises(RuntimeError, match="kernel copy: 'x' is not aligned to its type, at index"):
+        copy(memory[1:].view("complex128"), cp.empty(2, "complex128"))
+
+
 def test_writing_often_to_ones_own_place_is_no_collision(x):
     y = cp.zeros(12, "float32")
     kernel("T x", "raw T y", "y[i] = 1; for (int k = 0; k < 3; k++) y[i] += x; if (i % 2) continue; y[i] = -1")(x, y)

@@ -37,8 +37,8 @@ def test_equals_the_whole_batch(task, threads, shard, name, monkeypatch):
     model, x, eps = task
     model.workers = Workers(model, threads)
     whole, split = LIKELIHOODS[name](), LIKELIHOODS[name]()
-    # Sums of an earlier batch must not leak into the next. A batch of two leaves some workers without a shard.
-    for count in (COUNT, COUNT, 2):
+    # Sums of an earlier batch must not leak into the next. A batch of three leaves some workers without a shard.
+    for count in (COUNT, COUNT, 3):
         found = []
         for function, likelihood in ((VAE.loss_and_gradient, whole), (ParallelVAE.loss_and_gradient, split)):
             model.grads[...] = 99

@@ -11,6 +11,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 MAX_THREADS = 16  # each worker holds gradients of its own, and many would get shards too small to be worth it
+KEPT = 4  # threads, at the most, that are kept to cores: as many as a batch of 32 gets
 # Numbers in NumPy's buffer. Runs that are shorter it copies there, of arrays with gaps; at its usual 8,192 even runs of
 # thousands, which takes longer than to compute where they are.
 BUFFER = 1024
@@ -63,12 +64,13 @@ def core_for_each(threads):
 
     Left to itself, a system may run two threads on one core for seconds while another core is idle, at half the speed.
     With fewer threads than cores, or more, nothing is kept anywhere, since others would keep to the same cores; nor
-    where the system has no such call (only Linux has) or forbids it. The first thread has the most to do: where it is
+    with so many threads that some often have nothing to do; nor where the system has no such call (only Linux has) or
+    forbids it. The first thread has the most to do: where it is
     kept depends on the process.
     """
     cores = sorted(allowed()) if hasattr(os, "sched_setaffinity") else []
     first = os.getpid() % max(1, len(cores))
-    free = iter(cores[first:] + cores[:first] if len(cores) == threads else ())
+    free = iter(cores[first:] + cores[:first] if len(cores) == threads <= KEPT else ())
 
     def keep():
         np.setbufsize(BUFFER)

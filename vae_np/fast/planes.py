@@ -10,6 +10,7 @@ from numpy.lib.stride_tricks import as_strided
 from vae_np.fast.arrays import Unfolding, cut
 
 PIXELS = 1 << 16  # of images that go through a layer at a time, for what one step writes to be in cache for the next
+# Of a pixel in a block; and, of the block in a patch of 2x2 blocks.
 PLACES = [(i, j) for i in range(2) for j in range(2)]
 
 
@@ -24,10 +25,18 @@ def pixels_of_planes(x, planes):
         yield planes[i, j, :, :, 1 - i : h - i, 1 - j : w - j], x[:, 1 - i :: 2, 1 - j :: 2].transpose(3, 0, 1, 2)
 
 
+def write_planes(x, planes):
+    """Write images x (N, H, W, C) to planes, and zeros to the padding."""
+    planes[0, ..., 0, :] = planes[1, ..., -1, :] = planes[:, 0, ..., 0] = planes[:, 1, ..., -1] = 0
+    for part, pixels in pixels_of_planes(x, planes):
+        part[...] = pixels
+
+
 def patches_of(planes):
     """A view of planes as patches (2, 2, 2, 2, C, N, H/2, W/2): pixel (2 p + i, 2 q + j) of each is at [p, i, q, j].
 
-    p and q shift a plane by a row and a column, so that what is under one p and q has a place of its own.
+    p and q shift a plane by a row and a column. Only numbers of different p or q share memory: those of one p and q
+    may be added to in one operation.
     """
     i, j, c, n, h, w = planes.shape
     one, other, *others, row, column = planes.strides
@@ -56,9 +65,7 @@ class Planes(Unfolding):
 
     def input(self, x, name):
         planes, patches = self.planes_for(x, "planes"), self.patches_for(x, name)
-        planes[0, ..., 0, :] = planes[1, ..., -1, :] = planes[:, 0, ..., 0] = planes[:, 1, ..., -1] = 0  # the padding
-        for part, pixels in pixels_of_planes(x, planes):
-            part[...] = pixels
+        write_planes(x, planes)
         self.split(patches, x)[...] = patches_of(planes)
         return patches
 

@@ -26,10 +26,11 @@ an H100 took 1.5 times as long with 9 at batch 128, and 1.2 times at 512.
 import numpy as np
 
 from vae_np.fast.arrays import FastConv2d, FastConvTranspose2d, Unfolding, Workspace, cut
-from vae_np.fast.planes import PLACES, Planes
+from vae_np.fast.planes import Planes, pixels_of_planes, write_planes
 
 # Tiles that go through a layer at a time: so few that what one step writes is still in cache when the next one reads
-# it, and so many that products and calls are worth their while. Of fewer channels than these, twice as many, or more.
+# it, and so many that products and calls are worth their while. Of half as many channels as these twice as many, of a
+# quarter four times as many.
 TILES, CHANNELS = 512, 32
 FEWEST_TILES = 48  # of a call; of fewer, the transforms of the kernels would cost more than they save
 FEWEST_CHANNELS = 4  # of the larger side of a layer; fewer go plane by plane (planes.py)
@@ -68,24 +69,18 @@ def input_transform_1d_adjoint(three, blocks):
     np.add(three[0, 1:], three[2, :-1], out=blocks[2:-1:2])
 
 
-# The same for images and kernels: first rows, then columns, each time with a view that has their axis in front.
+# The same for images and kernels: along rows, then along columns.
 
 
 def blocks_for(x, workspace):
     """Where images x (N, H, W, C), with a border of 1, can be written as blocks: (2 TH + 1, 2 TW + 1, N, 2, 2, C).
 
     TH = H/4 and TW = W/4 count the tiles. Rows and columns of blocks come first, so that whatever is done to a block is
-    done to those of all images in one run.
+    done to those of all images in one run. Also returns a view of them as planes, through which pixels come and go.
     """
     n, h, w, c = x.shape
-    return workspace.get("blocks", (h // 2 + 1, w // 2 + 1, n, 2, 2, c), x.dtype)
-
-
-def pixels_of_blocks(x, blocks):
-    """For each of the four places in a block: that part of blocks, without the border, and the pixels of x there."""
-    h, w = blocks.shape[:2]
-    for i, j in PLACES:
-        yield blocks[1 - i : h - i, 1 - j : w - j, :, i, j], x[:, 1 - i :: 2, 1 - j :: 2].transpose(1, 2, 0, 3)
+    blocks = workspace.get("blocks", (h // 2 + 1, w // 2 + 1, n, 2, 2, c), x.dtype)
+    return blocks, blocks.transpose(3, 4, 5, 2, 0, 1)
 
 
 def rows_for(x, workspace):
@@ -104,7 +99,7 @@ def columns(rows, tiles):
     """Views of rows and of tiles with columns in front, as input_transform_1d wants them."""
     _, height, width, *block = rows.shape
     tiles = tiles.reshape(3, 3, height, width // 2, *block)
-    return np.moveaxis(rows, 2, 0), np.moveaxis(tiles, (1, 3), (0, 1))
+    return rows.transpose(2, 0, 1, 3, 4, 5, 6), tiles.transpose(1, 3, 0, 2, 4, 5, 6, 7)
 
 
 def input_transform(x, workspace, name="tiles"):
@@ -112,10 +107,8 @@ def input_transform(x, workspace, name="tiles"):
 
     A tile is what 2x2 outputs see; neighbours share a row or a column of blocks. 4 must divide H and W.
     """
-    blocks, rows, tiles = blocks_for(x, workspace), rows_for(x, workspace), tiles_for(x, workspace, name)
-    blocks[0, :, :, 0] = blocks[-1, :, :, 1] = blocks[:, 0, :, :, 0] = blocks[:, -1, :, :, 1] = 0  # the border
-    for part, pixels in pixels_of_blocks(x, blocks):
-        part[...] = pixels
+    (blocks, planes), rows, tiles = blocks_for(x, workspace), rows_for(x, workspace), tiles_for(x, workspace, name)
+    write_planes(x, planes)
     input_transform_1d(blocks, rows)
     input_transform_1d(*columns(rows, tiles))
     return tiles
@@ -123,17 +116,17 @@ def input_transform(x, workspace, name="tiles"):
 
 def input_transform_adjoint(tiles, x, workspace):
     """The adjoint of input_transform: (9, H/4 * W/4 * N, 4 C) -> images x (N, H, W, C), which are written to."""
-    blocks, rows = blocks_for(x, workspace), rows_for(x, workspace)
+    (blocks, planes), rows = blocks_for(x, workspace), rows_for(x, workspace)
     input_transform_1d_adjoint(*reversed(columns(rows, tiles)))
     input_transform_1d_adjoint(rows, blocks)
-    for part, pixels in pixels_of_blocks(x, blocks):
+    for part, pixels in pixels_of_planes(x, planes):
         pixels[...] = part
 
 
 def kernel_transform(four, nine):
     """kernel_transform_1d along the first two axes: four (2, 2, ...) -> nine (3, 3, ...), which is written to.
 
-    What the second axis begins with is already where it ends up; only the sums are left.
+    Along the second axis, g0 and g1 are then in their places already; only their sums are left.
     """
     kernel_transform_1d(four, nine[:, ::2])
     np.add(nine[:, 0], nine[:, 2], out=nine[:, 1])

@@ -31,8 +31,8 @@ from vae_np.vae import VAE
 # Images that one worker handles at a time, at the most. A GPU wants many. On a CPU they are cut once more, into groups
 # for the cache (winograd.TILES), and should be enough for transformed kernels to pay.
 SHARD_SIZE = 512 if IN_USE else 64
-# However few images it has, a thread makes hundreds of calls a step, and after each it waits for Python's global lock:
-# all threads wait longer for one thread more, as long as this many images take (on 16 cores, with 1 to 16 threads).
+# However few images it has, a thread makes hundreds of calls a step, and after each it waits for Python's global lock.
+# Each thread more makes all of them wait longer, by about the time that so many images take one (measured on 16 cores).
 THREAD_COST = 2
 
 
@@ -83,6 +83,10 @@ class Workers:
         rounds = math.ceil(count / (threads * SHARD_SIZE))
         return max(1, math.ceil(count / (threads * max(1, rounds))))
 
+    def busy(self, count):
+        """How many of the threads get a shard of a batch of `count`."""
+        return min(self.threads, math.ceil(count / self.shard_size(count)))
+
     def map(self, function, count, size=None, whole=False):
         """Split range(count) into shards and return [function(replica, shard), ...], a result for each shard, in order.
 
@@ -99,9 +103,10 @@ class Workers:
 
         with uninterrupted() as stopped, one_blas_thread():
             with LOCK:
-                workers = range(self.threads)
+                workers = range(min(self.threads, len(shards)))
                 if len(shards) == 1:  # a small request, as a service has many: who is idle, or else each in turn
-                    idle = (worker for worker in workers if worker not in self.last or self.last[worker].done())
+                    everyone = range(self.threads)
+                    idle = (worker for worker in everyone if worker not in self.last or self.last[worker].done())
                     workers = [next(idle, next(self.turns) % self.threads)]
                 futures = [self.pools[worker].submit(work, worker, first) for first, worker in enumerate(workers)]
                 self.last.update(zip(workers, futures, strict=True))

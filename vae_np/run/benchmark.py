@@ -94,7 +94,7 @@ def measure(batch_size=128, steps=12, threads=None, likelihood="bernoulli", prof
     if isinstance(model, ParallelVAE):
         model.workers = Workers(model, threads)
         training.adam.model = model
-        models, count = models + model.workers.replicas, model.workers.threads
+        models, count = models + model.workers.replicas, model.workers.busy(batch_size)
     x = to_float(to_device(images))
     with one_blas_thread():
         for _ in range(WARM_UP):

@@ -49,7 +49,7 @@ class Trainer(Training):
         if isinstance(model, ParallelVAE):
             model.workers = Workers(model, threads)
             self.adam.model = model
-            self.threads = model.workers.threads
+            self.threads = model.workers.busy(settings.batch_size)
         self.validation_images, self.data = validation_images, data or {"fingerprint": None}
         self.history, self.progress = [], []  # a row and what `look` saw after each epoch
         # The epoch in progress: the order in which it takes the images, empty where there is none, and what its steps

@@ -2,7 +2,8 @@
 
 CuPy runs all iterations at once. Here they run one after the other in a scrambled order, so that a result which depends
 on the order is wrong; an index outside an array is an error, and so are two iterations that write to one place of a raw
-array. A kernel is compiled once for all processes, into a folder of the system's temporary one.
+array, and numbers of one that are not aligned to their size. A kernel is compiled once for all processes, into a folder
+of the system's temporary one.
 """
 
 import ctypes
