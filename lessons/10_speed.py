@@ -188,12 +188,12 @@ gpu.explain()  # launches and memory traffic count there: tools/gpu.py adds them
 
 # %% What you should see
 # Hundreds of times the speed as soon as Python no longer sees single numbers, and five times or so after that, near
-# the chart's line or past it; step 7 alone gains a fifth. (Step 3 beats 4 and 5 where a core has AVX-512: it copies
-# nothing, but backwards it would add to dx 16 times.) Threads gain nearly a factor of the number of cores, BLAS's
-# less. PyTorch's convolution is a quarter faster here. With --quality 100, on an AMD EPYC, the default model had 22
-# and 26 dB after 6.3 and 32.0 s of training, its twin after 5.7 and 30.4: its layers are narrow (README).
+# the chart's line or past it; step 7 alone gains a quarter. (Step 3 beats 4 and 5 where a core has AVX-512: it copies
+# nothing, but backwards it would add to dx 16 times.) Two threads gain nearly a factor of two, BLAS's less. PyTorch's
+# convolution is still faster, on two cores by a third. With --quality 100, on an AMD EPYC, the default model had 22 and
+# 26 dB after 5.8 and 28.8 s of training, its twin after 6.0 and 29.5.
 #
 # Exercises
 # 1. The first layer is IMAGES, SIZE, INPUTS, OUTPUTS = 32, 64, 3, 32. Which way does WinogradConv2d go, and why?
-# 2. Set winograd.TILES to 16, and to 4096. What do small groups lose, and what large ones?
+# 2. Set winograd.TILES to 16, and to 1024. What do small groups lose, and what large ones?
 # 3. Find four products that make three outputs of a kernel of two taps. How many would 3x3 outputs take, for 36?

@@ -159,8 +159,9 @@ with four more kernels for the transforms took 1.5 times as long on 128 images a
 The table knows nothing of what it takes to launch, nor that nine small matrices at a time fill the chip less well than
 one large one: for the gradient of kernels of 32 -> 64 channels, nine took 1.1 ms and the one 0.2. None of it is a
 prediction: no launch reaches a data sheet's figures, and what the L2 cache holds (50 MB on this GPU) need not come from
-memory. Threads that wait for 4 bytes each reach a third of them: to unfold 16 bytes each (fast/gpu.py) took a third of
-the time. Launching has a cost of its own, which does not shrink with the batch: with 32 images, {len(few)} launches
-have {mean:.1f} microseconds of work each, and it takes Python 7 to 25 to make one. A GPU wants few and full ones.
+memory. Nor does memory give its best to threads that wait for 4 bytes each: to unfold 16 bytes each (fast/gpu.py) took
+a third of the time in the layers of 32 channels and more. Launching has a cost of its own, which does not shrink with
+the batch: with 32 images, {len(few)} launches have {mean:.1f} microseconds of work each, and it takes Python 7 to 25 to
+make one. A GPU wants few launches, and full ones.
 
 With a GPU, VAE_BACKEND=cupy python lessons/10_speed.py measures all this on yours.""")
