@@ -128,7 +128,7 @@ def offsets():
     return y
 
 
-step("1 nested loops", "every number goes through the interpreter (4 rows of one image, scaled up)", loops, 8 / SIZE)
+step("1 nested loops", "every number goes through the interpreter (4 rows of one output, scaled up)", loops, 8 / SIZE)
 step("2 a product for each patch", "compiled loops, many numbers an instruction; but Python sees every pixel",
      lambda: [padded[n, 2 * i : 2 * i + 4, 2 * j : 2 * j + 4].reshape(-1) @ matrix + bias
               for n in range(IMAGES) for i in range(SIZE // 2) for j in range(SIZE // 2)])
@@ -142,7 +142,7 @@ step("6 nine products", "9 products for 16, and 9/4 copies of a pixel for 4", la
 winograd.TILES = near
 step("7 a few images at a time", "their tiles are still in cache when the products read them", lambda: fast.forward(x))
 np.setbufsize(BUFFER)
-step("8 NumPy's buffer small", "what has gaps is computed where it is: all of WinogradConv2d", lambda: fast.forward(x))
+step("8 NumPy's buffer small", "no copies of what has gaps; this is all of WinogradConv2d", lambda: fast.forward(x))
 ends = [kind(INPUTS, 3, 4, rng, 2, 1) for kind in (FastConvTranspose2d, WinogradConvTranspose2d)]
 print("    the last layer, {} -> 3 channels: {:.3f} ms/image unfolded, {:.3f} plane by plane".format(
     INPUTS, *(1e3 / IMAGES * fastest(end.forward, x) for end in ends)))
@@ -187,13 +187,13 @@ if args.quality:
 gpu.explain()  # launches and memory traffic count there: tools/gpu.py adds them up, and gpu_timing.py times them
 
 # %% What you should see
-# Hundreds of times the speed as soon as Python no longer sees single numbers, and five times or so after that, near
+# A thousand times the speed as soon as Python no longer sees single numbers, and five times or so after that, near
 # the chart's line or past it; step 7 alone gains a quarter. (Step 3 beats 4 and 5 where a core has AVX-512: it copies
 # nothing, but backwards it would add to dx 16 times.) Two threads gain nearly a factor of two, BLAS's less. PyTorch's
 # convolution is still faster, on two cores by a third. With --quality 100, on an AMD EPYC, the default model had 22 and
 # 26 dB after 5.8 and 28.8 s of training, its twin after 6.0 and 29.5.
 #
 # Exercises
-# 1. The first layer is IMAGES, SIZE, INPUTS, OUTPUTS = 32, 64, 3, 32. Which way does WinogradConv2d go, and why?
-# 2. Set winograd.TILES to 16, and to 1024. What do small groups lose, and what large ones?
+# 1. The first layer is IMAGES, SIZE, INPUTS, OUTPUTS = 32, 64, 3, 32. Which way does it go? Which steps are the same?
+# 2. Above step 4, set winograd.TILES to 64, one image, and to 1024. What do small groups lose, and what large ones?
 # 3. Find four products that make three outputs of a kernel of two taps. How many would 3x3 outputs take, for 36?

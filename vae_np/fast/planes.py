@@ -10,7 +10,7 @@ from numpy.lib.stride_tricks import as_strided
 from vae_np.fast.arrays import Unfolding, cut
 
 PIXELS = 1 << 16  # of images that go through a layer at a time, for what one step writes to be in cache for the next
-# Of a pixel in a block; and, of the block in a patch of 2x2 blocks.
+# The row and column of a pixel in its block, or of a block in its patch of 2x2 blocks.
 PLACES = [(i, j) for i in range(2) for j in range(2)]
 
 
@@ -56,7 +56,7 @@ class Planes(Unfolding):
 
     def patches_for(self, x, name="products of patches"):
         n, h, w, c = x.shape
-        return self.workspace.get(name, (16 * c, n * (h // 2) * (w // 2)), x.dtype).T
+        return self.workspace.get(name, (16 * c, n * (h // 2) * (w // 2)), x.dtype).T  # a row of memory is a column
 
     def split(self, patches, x):
         """A view of patches, with the axes of patches_of."""

@@ -16,7 +16,8 @@ Here b is a row of 4 C numbers and g a matrix (4 C, F), whose sums are taken onc
 rows and for columns: 9 products for 16. This is Winograd's F(2, 2), known as Toom-Cook at the points 0, 1 and infinity
 (Lavin and Gray 2016, "Fast algorithms for convolutional neural networks").
 
-Every step but the product is linear, so the backward pass is made of the adjoints of the steps. Two of them are each
+What the steps are called, and how a layer takes them, is in `Unfolding` and FastConv2d of arrays.py. All but the
+product are linear, so the backward pass is made of the adjoints of the steps. Two of them are each
 other's adjoint already: (g0, g1) -> (g0, g0 + g1, g1) and (m0, m1, m2) -> (m0 + m1, m1 + m2).
 
 On a CPU alone. On a GPU 16 products are sooner done than 9 and the transforms around them: a step of the benchmark on
@@ -29,8 +30,8 @@ from vae_np.fast.arrays import FastConv2d, FastConvTranspose2d, Unfolding, Works
 from vae_np.fast.planes import Planes, pixels_of_planes, write_planes
 
 # Tiles that go through a layer at a time: so few that what one step writes is still in cache when the next one reads
-# it, and so many that products and calls are worth their while. Of half as many channels as these twice as many, of a
-# quarter four times as many.
+# it, and so many that products and calls are worth their while. Of c channels, fewer than these, CHANNELS // c times as
+# many. What goes through are whole images, at least one.
 TILES, CHANNELS = 512, 32
 FEWEST_TILES = 48  # of a call; of fewer, the transforms of the kernels would cost more than they save
 FEWEST_CHANNELS = 4  # of the larger side of a layer; fewer go plane by plane (planes.py)
@@ -62,7 +63,10 @@ def input_transform_1d(blocks, three):
 
 
 def input_transform_1d_adjoint(three, blocks):
-    """The adjoint of input_transform_1d: (t0, t1, t2) -> (t0, t1 - t0 - t2, t2), where t2 and the next t0 add up."""
+    """The adjoint of input_transform_1d: (t0, t1, t2) -> (t0, t1 - t0 - t2, t2), where t2 and the next t0 add up.
+
+    three (3, T, ...) -> blocks (2 T + 1, ...).
+    """
     np.subtract(three[1], three[0], out=blocks[1::2])
     blocks[1::2] -= three[2]
     blocks[0], blocks[-1] = three[0, 0], three[2, -1]
@@ -73,10 +77,10 @@ def input_transform_1d_adjoint(three, blocks):
 
 
 def blocks_for(x, workspace):
-    """Where images x (N, H, W, C), with a border of 1, can be written as blocks: (2 TH + 1, 2 TW + 1, N, 2, 2, C).
+    """Where images x (N, H, W, C), a border of 1 added, can be written as blocks: (2 TH + 1, 2 TW + 1, N, 2, 2, C).
 
     TH = H/4 and TW = W/4 count the tiles. Rows and columns of blocks come first, so that whatever is done to a block is
-    done to those of all images in one run. Also returns a view of them as planes, through which pixels come and go.
+    done to those of all images in one run. Also returns a view of the same memory with the axes of planes.py.
     """
     n, h, w, c = x.shape
     blocks = workspace.get("blocks", (h // 2 + 1, w // 2 + 1, n, 2, 2, c), x.dtype)
@@ -95,29 +99,30 @@ def tiles_for(x, workspace, name):
     return workspace.get(name, (9, h // 4 * (w // 4) * n, 4 * c), x.dtype)
 
 
-def columns(rows, tiles):
-    """Views of rows and of tiles with columns in front, as input_transform_1d wants them."""
+def columns_first(rows, tiles):
+    """Views of rows and of tiles with the axis of columns in front, as input_transform_1d wants them."""
     _, height, width, *block = rows.shape
     tiles = tiles.reshape(3, 3, height, width // 2, *block)
     return rows.transpose(2, 0, 1, 3, 4, 5, 6), tiles.transpose(1, 3, 0, 2, 4, 5, 6, 7)
 
 
 def input_transform(x, workspace, name="tiles"):
-    """Cut padded images into tiles of 3x3 blocks, transformed: x (N, H, W, C) -> (9, H/4 * W/4 * N, 4 C).
+    """Pad images by 1 and cut them into tiles of 3x3 blocks, transformed: x (N, H, W, C) -> (9, H/4 * W/4 * N, 4 C).
 
     A tile is what 2x2 outputs see; neighbours share a row or a column of blocks. 4 must divide H and W.
     """
     (blocks, planes), rows, tiles = blocks_for(x, workspace), rows_for(x, workspace), tiles_for(x, workspace, name)
     write_planes(x, planes)
     input_transform_1d(blocks, rows)
-    input_transform_1d(*columns(rows, tiles))
+    input_transform_1d(*columns_first(rows, tiles))
     return tiles
 
 
 def input_transform_adjoint(tiles, x, workspace):
     """The adjoint of input_transform: (9, H/4 * W/4 * N, 4 C) -> images x (N, H, W, C), which are written to."""
     (blocks, planes), rows = blocks_for(x, workspace), rows_for(x, workspace)
-    input_transform_1d_adjoint(*reversed(columns(rows, tiles)))
+    column_rows, column_tiles = columns_first(rows, tiles)
+    input_transform_1d_adjoint(column_tiles, column_rows)
     input_transform_1d_adjoint(rows, blocks)
     for part, pixels in pixels_of_planes(x, planes):
         pixels[...] = part
@@ -193,7 +198,7 @@ class Winograd(Unfolding):
 
     def products_for(self, y, name):
         n, h, w, f = y.shape
-        return self.workspace.get(name, (9, n * (h // 2) * (w // 2), f), y.dtype)
+        return self.workspace.get(name, (9, (h // 2) * (w // 2) * n, f), y.dtype)  # TH = H/2 of the smaller side
 
     def output(self, products, y):
         n, h, w, f = y.shape
@@ -214,7 +219,10 @@ class InTiles:
         self.winograd, self.by_planes = Winograd(self.geometry), Planes(self.geometry)
 
     def way_for(self, shape):
-        """For 4x4 kernels at stride 2 and padding 1 Planes, of few channels, or Winograd, of many whole tiles."""
+        """To unfold, unless a 4x4 kernel moves by 2 over images of even size, with a border of 1.
+
+        Then few channels go by Planes, and more by Winograd where there are whole tiles, and enough of them.
+        """
         n, h, w, c = shape
         if self.geometry != (4, 2, 1) or h % 2 or w % 2:
             return self.unfolding

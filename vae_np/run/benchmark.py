@@ -120,7 +120,7 @@ def main(arguments=None):
     parser.add_argument("--batch-size", type=POSITIVE, default=128, metavar="N", help="images in a step (128)")
     parser.add_argument("--steps", type=POSITIVE, default=12, metavar="N", help="steps to time (12)")
     parser.add_argument("--threads", type=number_in(range(1, MAX_THREADS + 1)), metavar="N",
-                        help="worker threads (one for each core)")
+                        help="worker threads at the most (one for each core); a batch takes as many as pay")
     parser.add_argument("--likelihood", choices=LIKELIHOODS, default="bernoulli", help="(bernoulli)")
     parser.add_argument("--profile", action="store_true", help="print a table of the time by layer and pass")
     return run(measure, **vars(parser.parse_args(arguments)))
