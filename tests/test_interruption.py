@@ -4,6 +4,7 @@ VAE_KILLS says how often the slow test kills training, by default six times.
 """
 
 import contextlib
+import gc
 import math
 import os
 import random
@@ -122,6 +123,7 @@ def interruption(tried):
             signal.raise_signal(signal.SIGINT)
         return trace
 
+    gc.disable()  # Python loses a Ctrl-C that comes while it collects what other tests left, in a destructor
     sys.settrace(trace)
     sys.setprofile(trace)
     try:
@@ -130,6 +132,7 @@ def interruption(tried):
     finally:
         sys.settrace(None)
         sys.setprofile(None)
+        gc.enable()
 
 
 def test_interrupted_anywhere_it_ends_with_the_same_bits(ramps, tmp_path, quick):
