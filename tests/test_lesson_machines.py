@@ -16,7 +16,7 @@ from vae_np.errors import InputError
 assert here  # a fixture
 LESSON = "11_machines.py"
 # How far a sum of float32 may be from another in another order, relative to its largest number, as printed.
-ROUNDING = 5e-6
+ROUNDING = 2e-6
 SUMS = r"in the ring each sends ([\d.]+) of its buffer\.\n.* from MPI's by (\S+), and .* whole batch by (\S+)\.\n"
 
 
@@ -35,7 +35,7 @@ def check_sums(output, expected):
     """The ring's sum and MPI's are the gradient of the whole batch, and each process sent as much as a ring needs."""
     (sent, *differences), = re.findall(SUMS, output)
     assert sent == expected
-    assert all(float(difference) < ROUNDING for difference in differences)
+    assert all(float(difference) <= ROUNDING for difference in differences)
 
 
 def check_model(output):
@@ -64,7 +64,7 @@ def test_the_lesson_starts_two_processes(tmp_path):
     write_dataset(tmp_path / "faces", train=64)  # two batches of 32
     output = succeed(LESSON, "--data", "faces", "--epochs", 3, "--seconds", 0.001, cwd=tmp_path)
     halves, quarters, wrong = re.findall(r"^    (?:the mean|1/4) of .* (\S+)$", output, re.MULTILINE)
-    assert max(float(halves), float(quarters)) < ROUNDING < 1e-3 < float(wrong)
+    assert max(float(halves), float(quarters)) <= ROUNDING < 1e-3 < float(wrong)
     check_sums(output, "1.000")
     losses = re.findall(r"^ +(\d+) +(\d+) +(-?[\d.]+) +(-?[\d.]+) +(-?[\d.]+)$", output, re.MULTILINE)
     assert [(int(batch), int(steps)) for batch, steps, *_ in losses] == [(32, 6), (64, 3), (128, 3), (256, 3), (512, 3)]
