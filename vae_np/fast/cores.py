@@ -65,8 +65,7 @@ def core_for_each(threads):
     Left to itself, a system may run two threads on one core for seconds while another core is idle, at half the speed.
     With fewer threads than cores, or more, nothing is kept anywhere, since others would keep to the same cores; nor
     with so many threads that some often have nothing to do; nor where the system has no such call (only Linux has) or
-    forbids it. The first thread has the most to do: where it is
-    kept depends on the process.
+    forbids it. The first thread has the most to do: where it is kept depends on the process.
     """
     cores = sorted(allowed()) if hasattr(os, "sched_setaffinity") else []
     first = os.getpid() % max(1, len(cores))

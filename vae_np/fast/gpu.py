@@ -117,12 +117,12 @@ def unfold(x, kernel_size, stride, padding, workspace):
     k, s, p = kernel_size, stride, padding
     oh, ow = conv_size(h, k, s, p), conv_size(w, k, s, p)
     patches = workspace.get("patches", (len(x), oh, ow, k, k, c), x.dtype)
-    source, target = x, patches
+    target = patches
     if x.flags.c_contiguous and c * x.itemsize % 16 == x.data.ptr % 16 == 0:
-        source, target = x.view("complex128"), patches.view("complex128")  # nobody computes with these numbers
-        c = source.shape[-1]
-    compiled("unfold", "raw T x", "T patches", UNFOLD, C=c, K=k, S=s, P=p, H=h, W=w, OH=oh, OW=ow)(source, target)
-    return patches.reshape(-1, k * k * x.shape[-1])
+        x, target = x.view("complex128"), patches.view("complex128")  # nobody computes with these numbers
+    kernel = compiled("unfold", "raw T x", "T patches", UNFOLD, C=x.shape[-1], K=k, S=s, P=p, H=h, W=w, OH=oh, OW=ow)
+    kernel(x, target)
+    return patches.reshape(-1, k * k * c)
 
 
 FOLD = """

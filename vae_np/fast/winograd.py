@@ -80,11 +80,15 @@ def blocks_for(x, workspace):
     """Where images x (N, H, W, C), a border of 1 added, can be written as blocks: (2 TH + 1, 2 TW + 1, N, 2, 2, C).
 
     TH = H/4 and TW = W/4 count the tiles. Rows and columns of blocks come first, so that whatever is done to a block is
-    done to those of all images in one run. Also returns a view of the same memory with the axes of planes.py.
+    done to those of all images in one run.
     """
     n, h, w, c = x.shape
-    blocks = workspace.get("blocks", (h // 2 + 1, w // 2 + 1, n, 2, 2, c), x.dtype)
-    return blocks, blocks.transpose(3, 4, 5, 2, 0, 1)
+    return workspace.get("blocks", (h // 2 + 1, w // 2 + 1, n, 2, 2, c), x.dtype)
+
+
+def planes_of(blocks):
+    """A view of blocks with the axes that planes.py has: (2, 2, C, N, 2 TH + 1, 2 TW + 1)."""
+    return blocks.transpose(3, 4, 5, 2, 0, 1)
 
 
 def rows_for(x, workspace):
@@ -111,8 +115,8 @@ def input_transform(x, workspace, name="tiles"):
 
     A tile is what 2x2 outputs see; neighbours share a row or a column of blocks. 4 must divide H and W.
     """
-    (blocks, planes), rows, tiles = blocks_for(x, workspace), rows_for(x, workspace), tiles_for(x, workspace, name)
-    write_planes(x, planes)
+    blocks, rows, tiles = blocks_for(x, workspace), rows_for(x, workspace), tiles_for(x, workspace, name)
+    write_planes(x, planes_of(blocks))
     input_transform_1d(blocks, rows)
     input_transform_1d(*columns_first(rows, tiles))
     return tiles
@@ -120,11 +124,11 @@ def input_transform(x, workspace, name="tiles"):
 
 def input_transform_adjoint(tiles, x, workspace):
     """The adjoint of input_transform: (9, H/4 * W/4 * N, 4 C) -> images x (N, H, W, C), which are written to."""
-    (blocks, planes), rows = blocks_for(x, workspace), rows_for(x, workspace)
+    blocks, rows = blocks_for(x, workspace), rows_for(x, workspace)
     column_rows, column_tiles = columns_first(rows, tiles)
     input_transform_1d_adjoint(column_tiles, column_rows)
     input_transform_1d_adjoint(rows, blocks)
-    for part, pixels in pixels_of_planes(x, planes):
+    for part, pixels in pixels_of_planes(x, planes_of(blocks)):
         pixels[...] = part
 
 
