@@ -1,7 +1,7 @@
-"""Lesson 10: one convolution, from nested loops to the fast path, in eight steps.
+"""Lesson 10: one convolution, from nested loops to the fast path, in nine steps.
 
-You will learn what makes array code fast on a CPU (few products, large ones, in arrays that stay in cache), how 9
-products do the work of 16, why a core wants a thread of its own, and what a GPU wants (VAE_BACKEND=cupy measures that).
+You will learn what makes array code fast on a CPU (few products, and arrays that stay in cache), how 9 products do the
+work of 16, why a core wants a thread of its own, and what a GPU wants (VAE_BACKEND=cupy measures that).
 """
 
 # %% Settings
@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from tools import figures, gpu, gpu_timing, machines
 from vae_np.backend import xp
 from vae_np.conv import unfold
-from vae_np.fast import winograd
+from vae_np.fast import products, winograd
 from vae_np.fast.arrays import FastConv2d, FastConvTranspose2d, Workspace
 from vae_np.fast.cores import BUFFER, available_cores, core_for_each
 from vae_np.fast.winograd import WinogradConv2d, WinogradConvTranspose2d
@@ -134,15 +134,18 @@ step("2 a product for each patch", "compiled loops, many numbers an instruction;
               for n in range(IMAGES) for i in range(SIZE // 2) for j in range(SIZE // 2)])
 step("3 a product for each offset", "16 turns of Python instead of thousands; but each adds to all of y anew", offsets)
 
-# %% Steps 4 to 8: one product
+# %% Steps 4 to 9: one product
+near, winograd.TILES = winograd.TILES, 1 << 30
+small, products.has_small_kernels = products.has_small_kernels, lambda: False
 step("4 unfold, one product", "BLAS adds in registers, 4 copies of a pixel", lambda: unfold(x, 4, 2, 1) @ matrix + bias)
 step("5 FastConv2d", "the same arrays at every call: new ones cost page faults", lambda: conv.forward(x))
-near, winograd.TILES = winograd.TILES, 1 << 30
 step("6 nine products", "9 products for 16, and 9/4 copies of a pixel for 4", lambda: fast.forward(x))
 winograd.TILES = near
 step("7 a few images at a time", "their tiles are still in cache when the products read them", lambda: fast.forward(x))
 np.setbufsize(BUFFER)
-step("8 NumPy's buffer small", "no copies of what has gaps; this is all of WinogradConv2d", lambda: fast.forward(x))
+step("8 NumPy's buffer small", "no copies of what has gaps", lambda: fast.forward(x))
+products.has_small_kernels = small
+step("9 products in pieces", "with AVX-512, none is packed; this is all of WinogradConv2d", lambda: fast.forward(x))
 ends = [kind(INPUTS, 3, 4, rng, 2, 1) for kind in (FastConvTranspose2d, WinogradConvTranspose2d)]
 print("    the last layer, {} -> 3 channels: {:.3f} ms/image unfolded, {:.3f} plane by plane".format(
     INPUTS, *(1e3 / IMAGES * fastest(end.forward, x) for end in ends)))
@@ -187,11 +190,8 @@ if args.quality:
 gpu.explain()  # launches and memory traffic count there: tools/gpu.py adds them up, and gpu_timing.py times them
 
 # %% What you should see
-# A thousand times the speed as soon as Python no longer sees single numbers, and five times or so after that, near
-# the chart's line or past it; step 7 alone gains a quarter. (Step 3 beats 4 and 5 where a core has AVX-512: it copies
-# nothing, but backwards it would add to dx 16 times.) Two threads gain nearly a factor of two, BLAS's less. PyTorch's
-# convolution is still faster, on two cores by a third. With --quality 100, on an AMD EPYC, the default model had 22 and
-# 26 dB after 5.8 and 28.8 s of training, its twin after 6.0 and 29.5.
+# A thousand times the speed once Python sees no single numbers, and five to six times after that. (Step 3 beats 4 to 6
+# on AVX-512: it copies nothing, but backwards it would add to dx 16 times.) PyTorch's forward pass is faster still.
 #
 # Exercises
 # 1. The first layer is IMAGES, SIZE, INPUTS, OUTPUTS = 32, 64, 3, 32. Which way does it go? Which steps are the same?

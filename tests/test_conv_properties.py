@@ -18,7 +18,7 @@ from vae_np import backend
 from vae_np.backend import to_cpu, to_device, xp
 from vae_np.conv import Conv2d, ConvTranspose2d
 from vae_np.errors import InputError
-from vae_np.fast import planes, winograd
+from vae_np.fast import planes, products, winograd
 from vae_np.fast.arrays import FastConv2d, FastConvTranspose2d
 from vae_np.fast.winograd import WinogradConv2d, WinogradConvTranspose2d
 
@@ -63,6 +63,11 @@ def every_kind_as_it_is():
         patch.setattr(winograd, "TILES", 2)  # and few images more than one group
         patch.setattr(winograd, "CHANNELS", 1)
         patch.setattr(planes, "PIXELS", 50)
+        if backend.NAME != "cupy":  # and products of more than one piece
+            patch.setattr(products, "has_small_kernels", lambda: True)
+            patch.setattr(products, "parts", products.parts.__wrapped__)
+            for name, least in {"LEAST": 1, "WIDEST": 2, "LONGEST": 3, "LIMIT": 20, "MANY": 4}.items():
+                patch.setattr(products, name, least)
         yield
 
 

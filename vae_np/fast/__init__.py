@@ -3,6 +3,7 @@
     arrays.py      arrays that are kept, fewer passes over memory
     winograd.py    convolutions with 9 products for 16, on a CPU
     planes.py      convolutions of images with few channels, on a CPU
+    products.py    products of matrices in pieces that BLAS need not pack
     workers.py     a batch as a sum of shards, a thread on each core
     processes.py   shards in several processes, under mpiexec
     voices.py      several processes that speak as one

@@ -14,6 +14,7 @@ from vae_np.backend import xp
 from vae_np.conv import Conv2d, ConvTranspose2d, conv_size
 from vae_np.fast import gpu
 from vae_np.fast.gpu import on_gpu
+from vae_np.fast.products import packed, product, product_of_columns
 from vae_np.layers import LeakyReLU
 from vae_np.losses import Bernoulli, CalibratedGaussian, Gaussian, sigmoid
 from vae_np.optim import Adam
@@ -82,8 +83,8 @@ def leaky(x, slope):
 
 @on_gpu(gpu.leaky_gradient)
 def leaky_gradient(y, dy, slope):
-    """dy where y > 0, else slope * dy. Arithmetic on a mask, since xp.where is several times slower."""
-    dx = (y > 0).astype(dy.dtype)
+    """dy where y > 0, else slope * dy. Arithmetic on 1 and 0, since xp.where is several times slower."""
+    dx = xp.greater(y, 0, out=xp.empty_like(dy))
     dx *= 1 - slope
     dx += slope
     dx *= dy
@@ -180,6 +181,10 @@ class Unfolding:
         """The kernels as the matrix that patches are multiplied with."""
         return weight.reshape(-1, weight.shape[-1])
 
+    def packed(self, matrix, x):
+        """That matrix, or its transpose, as `product` wants it; x has the shape of the larger side."""
+        return packed(matrix, rows=0)
+
     def kernel_sums(self, grad):
         """Where the gradient of that matrix can be added up."""
         return grad.reshape(-1, grad.shape[-1])
@@ -200,10 +205,10 @@ class Unfolding:
 
     def add_product(self, sums, patches, dproducts, first):
         """sums += patches^T dproducts, what a group adds to the gradient of the kernels; `=` for the first."""
-        product = sums if first else self.workspace.get("product", sums.shape, sums.dtype)
-        xp.matmul(patches.swapaxes(-1, -2), dproducts, out=product)
+        total = sums if first else self.workspace.get("product", sums.shape, sums.dtype)
+        product_of_columns(patches, dproducts, total)
         if not first:
-            sums += product
+            sums += total
 
 
 class InOneWay:
@@ -237,10 +242,11 @@ class FastConv2d(InOneWay, Conv2d):
         x, y = self.begin(x)
         self.way = way = self.way_for(x.shape)
         self.groups, self.tiles, self.matrix = way.groups(x.shape), [], way.kernels(self.weight.value)
+        matrix = way.packed(self.matrix, x)
         for part in self.groups:
             self.tiles.append(way.input(x[part], ("tiles", part.start)))
             products = way.products_for(y[part], "products")
-            way.output(xp.matmul(self.tiles[-1], self.matrix, out=products), y[part])
+            way.output(product(self.tiles[-1], matrix, products), y[part])
             add_bias(y[part], self.bias.value)
         return y
 
@@ -256,12 +262,13 @@ class FastConv2d(InOneWay, Conv2d):
         """Write the parameters' gradients, and dL/dx to dx, if it is given."""
         way, dy = self.way, dy.reshape(self.shape)
         sums = way.kernel_sums(self.weight.grad)
+        matrix = None if dx is None else way.packed(self.matrix.swapaxes(-1, -2), dx)
         for part, tiles in zip(self.groups, self.tiles, strict=True):
             dproducts = way.output_adjoint(dy[part], "products")
             way.add_product(sums, tiles, dproducts, first=part.start == 0)
             if dx is not None:
                 dtiles = way.patches_for(dx[part])
-                way.input_adjoint(xp.matmul(dproducts, self.matrix.swapaxes(-1, -2), out=dtiles), dx[part])
+                way.input_adjoint(product(dproducts, matrix, dtiles), dx[part])
         way.kernels_adjoint(sums, self.weight.grad)
         self.bias.grad[...] = sum_rows(dy)
 
@@ -277,21 +284,22 @@ class FastConvTranspose2d(InOneWay, ConvTranspose2d):
         x, y = self.begin(x)
         self.way = way = self.way_for(y.shape)
         self.groups, self.spread, self.matrix = way.groups(y.shape), [], way.kernels(self.weight.value)
+        matrix = way.packed(self.matrix.swapaxes(-1, -2), y)
         for part in self.groups:
             self.spread.append(way.output_adjoint(x[part], ("spread", part.start)))
-            tiles = xp.matmul(self.spread[-1], self.matrix.swapaxes(-1, -2), out=way.patches_for(y[part]))
-            way.input_adjoint(tiles, y[part])
+            way.input_adjoint(product(self.spread[-1], matrix, way.patches_for(y[part])), y[part])
             add_bias(y[part], self.bias.value)
         return y
 
     def backward(self, dy):
         way, dy, dx = self.way, dy.reshape(self.shape), xp.empty(self.input_shape, dy.dtype)
+        matrix = way.packed(self.matrix, dy)
         sums = way.kernel_sums(self.weight.grad)
         for part, spread in zip(self.groups, self.spread, strict=True):
             tiles = way.input(dy[part], "tiles")
             way.add_product(sums, tiles, spread, first=part.start == 0)
             products = way.products_for(dx[part], "products")
-            way.output(xp.matmul(tiles, self.matrix, out=products), dx[part])
+            way.output(product(tiles, matrix, products), dx[part])
         way.kernels_adjoint(sums, self.weight.grad)
         self.bias.grad[...] = sum_rows(dy)
         return dx

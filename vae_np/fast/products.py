@@ -1,0 +1,75 @@
+"""Products of matrices in pieces so small that BLAS need not pack them.
+
+Before a product BLAS packs both factors: it copies them into the order in which its inner loop reads them. Of matrices
+with a thousand rows and columns that is a hundredth of the work, of the narrow ones of a convolution up to a fifth. On
+cores with AVX-512, OpenBLAS has kernels that read the factors where they are, and takes them for products of a million
+multiplications at the most. So cut one into such pieces:
+
+    b (K, N) into strips, 16 to 64 columns wide     a (M, K) into as many rows     out[i, :, j] = a[i] @ strips[j]
+
+np.matmul makes all of them in one call. Other BLAS and other cores get the product whole.
+"""
+
+import functools
+
+import numpy as np
+
+from vae_np.backend import xp
+from vae_np.fast.cores import blas
+
+LIMIT = 100**3  # multiplications, of a product that OpenBLAS does not pack
+LEAST, WIDEST = 16, 64  # columns of a strip, one to four registers of 16 numbers; fewer rows do not pay either
+LONGEST = 1024  # numbers that one product adds up; more would leave too little of the limit for rows and columns
+MANY = 512  # rows that are worth packing what they are multiplied with
+
+
+@functools.cache
+def has_small_kernels():
+    """Whether NumPy's BLAS is an OpenBLAS with its kernels for AVX-512."""
+    return xp is np and any(library.info().get("architecture") in ("SkylakeX", "Cooperlake", "SapphireRapids")
+                            for library in blas().lib_controllers)
+
+
+@functools.cache
+def parts(number, limit):
+    """Into how many equal parts to cut a number, each from LEAST to `limit`: as few as can be, or 1 if none can."""
+    return next((count for count in range(1, number // LEAST + 1)
+                 if number % count == 0 and number // count <= limit), 1)
+
+
+def strips(b):
+    """A view of matrices b (..., K, N) as strips (..., J, K, N / J)."""
+    *batch, k, n = b.shape
+    count = parts(n, WIDEST) if has_small_kernels() and b.dtype == np.float32 else 1
+    return b.reshape(*batch, k, count, n // count).swapaxes(-3, -2)
+
+
+def packed(b, rows):
+    """Matrices b as strips, each in one run of memory, if so many rows are worth that; else as one strip, a view."""
+    return np.ascontiguousarray(strips(b)) if rows >= MANY and has_small_kernels() else b[..., None, :, :]
+
+
+def in_runs(array):
+    """Whether the rows of matrices are runs of memory, as the small kernels want them of all but `a`."""
+    return array.strides[-1] == array.itemsize
+
+
+def product(a, strips, out):
+    """out (..., M, N) = a (..., M, K) @ b, given as its strips."""
+    if not has_small_kernels():
+        return xp.matmul(a, strips[..., 0, :, :], out=out)
+    (*batch, m, k), (count, _, columns) = a.shape, strips.shape[-3:]
+    small = columns <= WIDEST and in_runs(strips) and in_runs(out)
+    cuts = parts(m, LIMIT // max(1, k * columns)) if small else 1
+    pieces = out.reshape(*batch, cuts, m // cuts, count, columns).swapaxes(-3, -2)
+    np.matmul(a.reshape(*batch, cuts, 1, m // cuts, k), strips[..., None, :, :, :], out=pieces)
+    return out
+
+
+def product_of_columns(a, b, out):
+    """out (..., M, N) = a^T b, of a (..., T, M) and b (..., T, N): a sum over T, in pieces as well."""
+    cuts = parts(a.shape[-2], LONGEST) if has_small_kernels() else 1
+    if cuts == 1:
+        return product(a.swapaxes(-1, -2), strips(b), out)
+    a, b = (np.moveaxis(c.reshape(*c.shape[:-2], cuts, -1, c.shape[-1]), -3, 0) for c in (a, b))
+    return product(a.swapaxes(-1, -2), strips(b), np.empty((cuts, *out.shape), out.dtype)).sum(axis=0, out=out)
