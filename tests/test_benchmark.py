@@ -85,14 +85,14 @@ def test_images_per_second_are_those_of_the_median_step_after_the_warm_up(measur
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_the_profile_has_a_row_for_every_layer_and_its_rows_add_up(likelihood, measured, monkeypatch):
-    taken, step = [], Training.step
+    taken, step, threads = [], Training.step, 2 if backend.NAME == "numpy" else 1
     monkeypatch.setattr(Training, "step", lambda self, x: taken.append((self.likelihood, x)) or step(self, x))
-    table, result = measured(f"--batch-size 4 --steps 2 --threads 2 --profile --likelihood {likelihood}")
+    table, result = measured(f"--batch-size 4 --steps 2 --threads {threads} --profile --likelihood {likelihood}")
     for used, x in taken:
         assert (used.name, x.shape, x.dtype.name) == (likelihood, (4, 64, 64, 3), "float32")
         assert 0 <= x.min() < 0.1 < 0.9 < x.max() <= 1
     assert {name: type(value) for name, value in result.items()} == KEYS
-    assert (result["batch_size"], result["threads"]) == (4, 2 if backend.NAME == "numpy" else 1)
+    assert (result["batch_size"], result["threads"]) == (4, threads)
     assert table[0].split()[-2:] == ["forward", "backward"]
     assert len({len(line) for line in table[:-4]}) == 1, "columns are below each other"
     rows, model = rows_of(table), VAE(**benchmark.REFERENCE)

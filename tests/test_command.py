@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import write_dataset
 
-from vae_np.run.command import OneLineParser
+from vae_np import backend
+from vae_np.run.command import OneLineParser, threads
 
 LESSONS = Path(__file__).parent.parent / "lessons"
 
@@ -52,3 +53,19 @@ def test_the_home_folder_is_where_a_shell_would_have_it(monkeypatch, tmp_path):
 ], ids=lambda command: Path(command[-2]).name)
 def test_nothing_needs_the_texts_that_python_oo_leaves_out(tmp_path, command):
     assert python("-OO", *command, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(("name", "text", "problem"), [
+    ("numpy", "2", None), ("plain", "1", None), ("cupy", "1", None), ("numpy", "0", "0 is not between 1 and 16"),
+    ("plain", "2", "VAE_BACKEND=plain takes one thread, not 2"),
+    ("cupy", "4", "VAE_BACKEND=cupy takes one thread, not 4"), ("numpy", "two", "invalid whole number value: 'two'")])
+def test_threads_are_not_asked_for_where_there_is_one(name, text, problem, monkeypatch, capsys):
+    monkeypatch.setattr(backend, "NAME", name)
+    parser = OneLineParser(prog="command")
+    parser.add_argument("--threads", type=threads)
+    if problem is None:
+        assert parser.parse_args(["--threads", text]).threads == int(text)
+    else:
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--threads", text])
+        assert capsys.readouterr().err == f"error: argument --threads: {problem}; see command --help\n"

@@ -11,11 +11,11 @@ from PIL import Image
 
 from tools.figures import plot_losses, write_history
 from vae_np.fast import processes, voices
-from vae_np.fast.cores import MAX_THREADS, one_blas_thread
+from vae_np.fast.cores import one_blas_thread
 from vae_np.fast.signals import Interrupted
 from vae_np.losses import LIKELIHOODS
 from vae_np.run import checkpoint
-from vae_np.run.command import POSITIVE, number_in
+from vae_np.run.command import POSITIVE, threads
 from vae_np.run.trainer import LOOK
 from vae_np.study import pictures
 from vae_np.study.principal_components import PrincipalComponents
@@ -53,7 +53,7 @@ def training_options(lesson_doc, out):
     parser.add_argument("--seed", type=SEED, default=default.seed,
                         help="seed of the weights, the noise and the shuffle")
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N training images only")
-    parser.add_argument("--threads", type=number_in(range(1, MAX_THREADS + 1)), metavar="N",
+    parser.add_argument("--threads", type=threads, metavar="N",
                         help="worker threads of each process (one for each core that the system and OMP_NUM_THREADS "
                              "allow, of which the processes of a machine have a share each)")
     parser.add_argument("--save-every", type=POSITIVE, metavar="STEPS",

@@ -17,11 +17,11 @@ import numpy as np
 
 from vae_np import backend
 from vae_np.backend import to_device
-from vae_np.fast.cores import MAX_THREADS, one_blas_thread
+from vae_np.fast.cores import one_blas_thread
 from vae_np.fast.gpu import synchronize
 from vae_np.fast.workers import ParallelVAE, Workers
 from vae_np.losses import LIKELIHOODS
-from vae_np.run.command import POSITIVE, OneLineParser, number_in, run
+from vae_np.run.command import POSITIVE, OneLineParser, run, threads
 from vae_np.train import Settings, Training, to_float
 from vae_np.vae import VAE
 
@@ -119,7 +119,7 @@ def main(arguments=None):
     parser = OneLineParser(prog="python -m vae_np.benchmark", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--batch-size", type=POSITIVE, default=128, metavar="N", help="images in a step (128)")
     parser.add_argument("--steps", type=POSITIVE, default=12, metavar="N", help="steps to time (12)")
-    parser.add_argument("--threads", type=number_in(range(1, MAX_THREADS + 1)), metavar="N",
+    parser.add_argument("--threads", type=threads, metavar="N",
                         help="worker threads at the most (one for each core); a batch takes as many as pay")
     parser.add_argument("--likelihood", choices=LIKELIHOODS, default="bernoulli", help="(bernoulli)")
     parser.add_argument("--profile", action="store_true", help="print a table of the time by layer and pass")

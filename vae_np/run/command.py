@@ -7,7 +7,9 @@ import signal
 import sys
 import traceback
 
+from vae_np import backend
 from vae_np.errors import VAEError
+from vae_np.fast.cores import MAX_THREADS
 from vae_np.fast.signals import interruptible
 
 
@@ -43,6 +45,17 @@ def number_in(allowed):
 
 
 POSITIVE = number_in(range(1, 1_000_000))
+
+
+def threads(text):
+    """The argparse type of --threads."""
+    number = number_in(range(1, MAX_THREADS + 1))(text)
+    if number > 1 and backend.NAME != "numpy":
+        raise argparse.ArgumentTypeError(f"VAE_BACKEND={backend.NAME} takes one thread, not {number}")
+    return number
+
+
+threads.__name__ = "whole number"
 
 
 def report(error):
