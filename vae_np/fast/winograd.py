@@ -33,7 +33,7 @@ from vae_np.fast.products import packed
 # Tiles that go through a layer at a time: so few that what one step writes is still in cache when the next one reads
 # it, and so many that products and calls are worth their while. Of c channels, fewer than these, CHANNELS // c times as
 # many. What goes through are whole images, at least one.
-TILES, CHANNELS = 512, 32
+TILES, CHANNELS = 256, 32
 FEWEST_TILES = 48  # of a call; of fewer, the transforms of the kernels would cost more than they save
 FEWEST_CHANNELS = 4  # of the larger side of a layer; fewer go plane by plane (planes.py)
 
