@@ -10,8 +10,8 @@ from vae_np import VAE, backend, conv, fast, layers, losses, optim
 from vae_np.backend import to_cpu, to_device
 from vae_np.conv import Conv2d, ConvTranspose2d
 from vae_np.errors import InputError
-from vae_np.fast import arrays, workers
-from vae_np.layers import LeakyReLU
+from vae_np.fast import arrays, products, workers
+from vae_np.layers import Dense, LeakyReLU
 from vae_np.losses import Bernoulli, CalibratedGaussian, Gaussian
 from vae_np.optim import Adam
 
@@ -49,6 +49,11 @@ def passes(layer, draw, *shapes):
         kept += [x, y, dy, layer.backward(dy)]
         yield from (parameter.grad for parameter in layer.parameters)
     yield from kept  # nothing that was given or returned may have changed
+
+
+def dense(draw):
+    with mock.patch.object(products, "has_small_kernels", lambda: backend.NAME != "cupy"):
+        yield from passes(Dense(70, 48, draw.rng, dtype=draw.dtype, rate=0.5), draw, (16, 70), (40, 70), (1, 70))
 
 
 def leaky(draw):
@@ -100,7 +105,7 @@ def whole_model(draw):
                                    *model.in_parts(lambda model, a, b: [a + b, a], eps, eps)))
 
 
-EXAMPLES = {LeakyReLU: leaky, Conv2d: convolution(Conv2d), ConvTranspose2d: convolution(ConvTranspose2d),
+EXAMPLES = {Dense: dense, LeakyReLU: leaky, Conv2d: convolution(Conv2d), ConvTranspose2d: convolution(ConvTranspose2d),
             Bernoulli: likelihood(Bernoulli), Gaussian: likelihood(lambda: Gaussian(0.3)),
             CalibratedGaussian: likelihood(CalibratedGaussian), Adam: adam, VAE: whole_model}  # fmt: skip
 GEOMETRIES = [(4, 2, 1), (3, 1, 0), (3, 2, 2), (2, 3, 0), (5, 3, 1)]  # the fourth covers some pixels with no patch

@@ -23,6 +23,7 @@ def replacements():
     return {
         conv.Conv2d: arrays.FastConv2d if gpu.IN_USE else winograd.WinogradConv2d,
         conv.ConvTranspose2d: arrays.FastConvTranspose2d if gpu.IN_USE else winograd.WinogradConvTranspose2d,
+        layers.Dense: arrays.FastDense,
         layers.LeakyReLU: arrays.FastLeakyReLU,
         losses.Bernoulli: arrays.FastBernoulli,
         losses.Gaussian: arrays.FastGaussian,

@@ -14,13 +14,14 @@ from vae_np.backend import xp
 from vae_np.conv import Conv2d, ConvTranspose2d, conv_size
 from vae_np.fast import gpu
 from vae_np.fast.gpu import on_gpu
-from vae_np.fast.products import packed, product, product_of_columns
-from vae_np.layers import LeakyReLU
+from vae_np.fast.products import few, packed, product, product_of_columns, strips
+from vae_np.layers import Dense, LeakyReLU
 from vae_np.losses import Bernoulli, CalibratedGaussian, Gaussian, sigmoid
 from vae_np.optim import Adam
 
-# Numbers of Adam updated at a time, so that the arrays of a block stay in cache between the operations on them.
-BLOCK = 1 << 16
+# Numbers of Adam updated at a time: so few that they stay in cache between the operations on them, and so many that
+# threads seldom wait for Python's lock.
+BLOCK = 1 << 18
 
 
 class Workspace:
@@ -128,6 +129,30 @@ def fold(patches, shape, kernel_size, stride, padding, workspace, y=None):
     y = xp.empty(shape, patches.dtype) if y is None else y
     y[...] = sums[:, padding : padding + h, padding : padding + w]
     return y
+
+
+class FastDense(Dense):
+    """A Dense of which BLAS need not pack the weight where x has few rows: W is the factor that pieces are cut from.
+
+        forward    y^T = W^T x^T        backward   dW = x^T dy     dx^T = W dy^T
+    """
+
+    def forward(self, x):
+        if not few(x):
+            return super().forward(x)
+        self.x = x = self.rate * x
+        weight = self.weight.value
+        y = np.empty((weight.shape[1], len(x)), np.result_type(x, weight))
+        return product_of_columns(weight, np.ascontiguousarray(x.T), y).T + self.bias.value
+
+    def backward(self, dy):
+        if not few(dy):
+            return super().backward(dy)
+        product(self.x.T, strips(dy), self.weight.grad)
+        self.bias.grad[...] = sum_rows(dy)
+        weight = self.weight.value
+        dx = np.empty((len(weight), len(dy)), np.result_type(dy, weight))
+        return product(weight, strips(np.ascontiguousarray(self.rate * dy.T)), dx).T
 
 
 class FastLeakyReLU(LeakyReLU):

@@ -5,7 +5,7 @@ with a thousand rows and columns that is a hundredth of the work, of the narrow 
 cores with AVX-512, OpenBLAS has kernels that read the factors where they are, and takes them for products of a million
 multiplications at the most. So cut one into such pieces:
 
-    b (K, N) into strips, 16 to 64 columns wide     a (M, K) into as many rows     out[i, :, j] = a[i] @ strips[j]
+    b (K, N) into strips of 16 to 64 columns     a (M, K) into groups of rows     out[i, :, j] = a[i] @ strips[j]
 
 np.matmul makes all of them in one call. Other BLAS and other cores get the product whole.
 """
@@ -20,6 +20,7 @@ from vae_np.fast.cores import blas
 LIMIT = 100**3  # multiplications, of a product that OpenBLAS does not pack
 LEAST, WIDEST = 16, 64  # columns of a strip, one to four registers of 16 numbers; fewer rows do not pay either
 LONGEST = 1024  # numbers that one product adds up; more would leave too little of the limit for rows and columns
+FEW = range(8, 33)  # rows of x (N, I) for which a matrix is sooner multiplied with x^T than x with the matrix
 MANY = 512  # rows that are worth packing what they are multiplied with
 
 
@@ -40,13 +41,20 @@ def parts(number, limit):
 def strips(b):
     """A view of matrices b (..., K, N) as strips (..., J, K, N / J)."""
     *batch, k, n = b.shape
-    count = parts(n, WIDEST) if has_small_kernels() and b.dtype == np.float32 else 1
+    count = parts(n, WIDEST) if b.dtype == np.float32 else 1
     return b.reshape(*batch, k, count, n // count).swapaxes(-3, -2)
 
 
 def packed(b, rows):
-    """Matrices b as strips, each in one run of memory, if so many rows are worth that; else as one strip, a view."""
-    return np.ascontiguousarray(strips(b)) if rows >= MANY and has_small_kernels() else b[..., None, :, :]
+    """What `product` multiplies so many rows with: strips of b, in a copy if they are worth it, else one, a view."""
+    if not has_small_kernels():
+        return b
+    return np.ascontiguousarray(strips(b)) if rows >= MANY else b[..., None, :, :]
+
+
+def few(x):
+    """Whether x (N, I) has so few rows that a matrix should come first in a product with it."""
+    return has_small_kernels() and len(x) in FEW
 
 
 def in_runs(array):
@@ -54,21 +62,23 @@ def in_runs(array):
     return array.strides[-1] == array.itemsize
 
 
-def product(a, strips, out):
-    """out (..., M, N) = a (..., M, K) @ b, given as its strips."""
+def product(a, b, out):
+    """out (..., M, N) = a (..., M, K) @ a matrix (..., K, N), of which b is what `packed` has made."""
     if not has_small_kernels():
-        return xp.matmul(a, strips[..., 0, :, :], out=out)
-    (*batch, m, k), (count, _, columns) = a.shape, strips.shape[-3:]
-    small = columns <= WIDEST and in_runs(strips) and in_runs(out)
+        return xp.matmul(a, b, out=out)
+    (*batch, m, k), (count, _, columns) = a.shape, b.shape[-3:]
+    small = columns <= WIDEST and in_runs(b) and in_runs(out)
     cuts = parts(m, LIMIT // max(1, k * columns)) if small else 1
     pieces = out.reshape(*batch, cuts, m // cuts, count, columns).swapaxes(-3, -2)
-    np.matmul(a.reshape(*batch, cuts, 1, m // cuts, k), strips[..., None, :, :, :], out=pieces)
+    np.matmul(a.reshape(*batch, cuts, 1, m // cuts, k), b[..., None, :, :, :], out=pieces)
     return out
 
 
 def product_of_columns(a, b, out):
     """out (..., M, N) = a^T b, of a (..., T, M) and b (..., T, N): a sum over T, in pieces as well."""
-    cuts = parts(a.shape[-2], LONGEST) if has_small_kernels() else 1
+    if not has_small_kernels():
+        return xp.matmul(a.swapaxes(-1, -2), b, out=out)
+    cuts = parts(a.shape[-2], LONGEST)
     if cuts == 1:
         return product(a.swapaxes(-1, -2), strips(b), out)
     a, b = (np.moveaxis(c.reshape(*c.shape[:-2], cuts, -1, c.shape[-1]), -3, 0) for c in (a, b))
