@@ -41,27 +41,27 @@ if world is None:
     require(held_out, 1, "validation")
 
 # %% A gradient is a sum
-# The loss of a batch is a mean over its images. So it is a sum of what the parts of the batch contribute, each with its
-# share as the weight, and so is the gradient. vae_np/fast/workers.py has threads compute the parts; nothing says that
-# all of them must be in one machine. Noise is drawn for the whole batch and cut with it, so that the sum does not
-# depend on the cuts. Only what is no sum over images needs a sum of its own: the squared errors that a calibrated sigma
-# follows, the mean KL that free bits ask for.
+# The loss of a batch is a mean over its images: a sum of what the parts of the batch contribute, each with its share as
+# the weight. So is the gradient. vae_np/fast/workers.py has threads compute the parts, which may as well be in several
+# machines. Noise is drawn for the whole batch, or the sum would depend on the cuts; so it does where the rounding of
+# float32 takes a number to the other side of 0, where LeakyReLU has another slope: hence float64. Only what is no sum
+# over images needs a sum of its own: the squared errors that sigma follows, the mean KL that free bits ask for.
 BATCH, SIGMA = 64, 1 / 8
-rng, model = np.random.default_rng(0), ParallelVAE()  # under mpiexec, a VAE() does all of what follows by itself
+rng, models = np.random.default_rng(0), {dtype: ParallelVAE(dtype=dtype) for dtype in ("float32", "float64")}
 x = to_device(rng.random((BATCH, 64, 64, 3), dtype=np.float32))
-eps = to_device(rng.standard_normal((BATCH, model.latent_dim), dtype=np.float32))
+eps = to_device(rng.standard_normal((BATCH, models["float32"].latent_dim), dtype=np.float32))
 
 
-def gradient(first=0, end=BATCH):
-    """The gradient of the mean over a part of the batch, in an array of its own, on the host."""
-    model.loss_and_gradient(x[first:end], eps[first:end], Gaussian(SIGMA))
-    return to_cpu(model.grads).copy()
+def gradient(first=0, end=BATCH, dtype="float64"):
+    """The gradient of the mean over a part of the batch, on the host. (Under mpiexec, VAE() would do all by itself.)"""
+    models[dtype].loss_and_gradient(*(a[first:end].astype(dtype) for a in (x, eps)), Gaussian(SIGMA))
+    return to_cpu(models[dtype].grads).copy()
 
 
 if world is None:
     whole, cuts = gradient(), (BATCH // 2, BATCH // 4)
     (a, b), (c, d) = ((gradient(0, cut), gradient(cut)) for cut in cuts)
-    print(f"{whole.size:,} derivatives, {whole.nbytes / 1e6:.1f} MB: how far from those of the whole batch are")
+    print(f"{whole.size:,} derivatives, {4 * whole.size / 1e6:.1f} MB: how far from those of the whole batch are")
     for name, total in (("the mean of two halves'", (a + b) / 2),
                         ("1/4 of a quarter's and 3/4 of the rest's", c / 4 + 3 * d / 4),
                         ("the mean of these two, a usual mistake", (c + d) / 2)):
@@ -97,7 +97,7 @@ def ring(world, buffer):
 # / bandwidth. The sizes between say whether it is any good.
 if world is not None:
     machines.measure(world, ring, gradient, BATCH, args.out, args.seconds)
-    processes.leave(model)
+    processes.leave(models["float32"])
     raise SystemExit
 machines.start([*start_two, sys.executable, LESSONS / "11_machines.py", "--out", args.out, "--seconds",
                 str(args.seconds)])

@@ -15,8 +15,8 @@ from vae_np.errors import InputError
 
 assert here  # a fixture
 LESSON = "11_machines.py"
-# How far a sum of float32 may be from another in another order, relative to its largest number, as printed.
-ROUNDING = 2e-6
+# How far a sum of float64 may be from another in another order, relative to its largest number, as printed.
+ROUNDING = 2e-12
 SUMS = r"in the ring each sends ([\d.]+) of its buffer\.\n.* from MPI's by (\S+), and .* whole batch by (\S+)\.\n"
 
 

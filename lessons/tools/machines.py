@@ -52,8 +52,8 @@ def fit(n, sizes, seconds):
 def measure(world, ring, gradient, batch, out, seconds):
     """What all processes of a world do together: they try the ring, time sums, fit the model, and time a gradient.
 
-    gradient(first, end) is that of the mean over these of a batch of images. Process 0 prints what they find, and
-    writes the times of sums to allreduce.json.
+    gradient(first, end, dtype) is that of the mean over these of a batch of images. The ring is tried in float64, and
+    times are those of float32. Process 0 prints what they find, and writes the times of sums to allreduce.json.
     """
     n, rank = world.size, world.rank
     if n == 1:
@@ -61,20 +61,19 @@ def measure(world, ring, gradient, batch, out, seconds):
     first, end = batch * rank // n, batch * (rank + 1) // n
     say = print if rank == 0 else lambda line: None
 
-    def part():
-        return (end - first) / batch * gradient(first, end)
+    def part(dtype):
+        return (end - first) / batch * gradient(first, end, dtype)
 
-    whole = gradient(0, batch)
-    try_ring(world, ring, part(), whole, say)
-    sums = time_sums(world, ring, [*SIZES, whole.nbytes], seconds)
+    try_ring(world, ring, part("float64"), gradient(0, batch, "float64"), say)
+    total = np.empty_like(part("float32"))
+    sums = time_sums(world, ring, [*SIZES, total.nbytes], seconds)
     costs = fit(n, sums["sizes"], sums["mpi"])
     say("".join(f"{name:>12s}" for name in ("bytes", "ring, us", "MPI, us", "model, us")))
     for size, *times in zip(*sums.values(), strict=True):
         say(f"{size:12,d}" + "".join(f"{1e6 * took:12.1f}" for took in (*times, sum_seconds(n, size, *costs))))
-    total = np.empty_like(whole)
-    alone = fastest(seconds, lambda: rank or gradient(0, batch), world=world)
-    together = fastest(seconds, lambda: world.Allreduce(part(), total), world=world)
-    model = alone / n + sum_seconds(n, whole.nbytes, *costs)
+    alone = fastest(seconds, lambda: rank or gradient(0, batch, "float32"), world=world)
+    together = fastest(seconds, lambda: world.Allreduce(part("float32"), total), world=world)
+    model = alone / n + sum_seconds(n, total.nbytes, *costs)
     say(f"The model: {1e6 * costs[0]:.1f} us a message, {costs[1] / 1e9:.2f} GB/s. The gradient of {batch} images: "
         f"{1e3 * alone:.0f} ms in one process;\n{1e3 * together:.0f} ms in {n}, with the sum, which takes "
         f"{sums['mpi'][-1] / together:.1%} of them; the model says {1e3 * model:.0f} ms")
