@@ -1,6 +1,6 @@
 """Lesson 10: one convolution, from nested loops to the fast path, in nine steps.
 
-You will learn what makes array code fast on a CPU (few products, and arrays that stay in cache), how 9 products do the
+You will learn what makes array code fast on a CPU (few calls, and arrays that stay in cache), how 9 products do the
 work of 16, why a core wants a thread of its own, and what a GPU wants (VAE_BACKEND=cupy measures that).
 """
 
@@ -61,8 +61,7 @@ assert np.array_equal(Y, [[(B[i : i + 2, j : j + 2] * G).sum() for j in (0, 1)] 
 # %% A layer of such products
 # A 4x4 kernel at stride 2 always starts on an even pixel. Cut the padded image into blocks of 2x2 pixels, and take
 # the 4 C numbers of a block for the channels of one pixel: the kernel is 2x2 of them.
-#   input_transform    pads, and takes differences of rows and columns of blocks. A tile is 3x3 of them, makes 2x2
-#                      outputs, and shares its rim with its neighbours. Returns nine T, a row for a tile.
+#   input_transform    pads, and takes differences of rows and columns of blocks: nine T, a row for a tile, 3x3 blocks.
 #   kernels_of         cuts kernels in the same way and takes kernel_transform: the nine U, each a matrix (4 C, F).
 #   output_transform   adds the nine T U up to 2x2 outputs, through a view of y that has those four in front.
 image, kernel = rng.integers(0, 10, (1, 8, 12, 1)), rng.integers(-3, 4, (4, 4, 1, 1))
@@ -135,17 +134,17 @@ step("2 a product for each patch", "compiled loops, many numbers an instruction;
 step("3 a product for each offset", "16 turns of Python instead of thousands; but each adds to all of y anew", offsets)
 
 # %% Steps 4 to 9: one product
-near, winograd.TILES = winograd.TILES, 1 << 30
 small, products.has_small_kernels = products.has_small_kernels, lambda: False
 step("4 unfold, one product", "BLAS adds in registers, 4 copies of a pixel", lambda: unfold(x, 4, 2, 1) @ matrix + bias)
 step("5 FastConv2d", "the same arrays at every call: new ones cost page faults", lambda: conv.forward(x))
+near, winograd.TILES = winograd.TILES, 1 << 30
 step("6 nine products", "9 products for 16, and 9/4 copies of a pixel for 4", lambda: fast.forward(x))
 winograd.TILES = near
 step("7 a few images at a time", "their tiles are still in cache when the products read them", lambda: fast.forward(x))
 np.setbufsize(BUFFER)
 step("8 NumPy's buffer small", "no copies of what has gaps", lambda: fast.forward(x))
 products.has_small_kernels = small
-step("9 products in pieces", "with AVX-512, none is packed; this is all of WinogradConv2d", lambda: fast.forward(x))
+step("9 products in pieces", "on AVX-512 BLAS copies no factor; this is all of WinogradConv2d", lambda: fast.forward(x))
 ends = [kind(INPUTS, 3, 4, rng, 2, 1) for kind in (FastConvTranspose2d, WinogradConvTranspose2d)]
 print("    the last layer, {} -> 3 channels: {:.3f} ms/image unfolded, {:.3f} plane by plane".format(
     INPUTS, *(1e3 / IMAGES * fastest(end.forward, x) for end in ends)))
@@ -167,8 +166,10 @@ for one in (conv, fast):
     fastest(lambda: [*pool.map(np.matmul, [left] * cores, [right] * cores)])  # BLAS starts slow in some threads
     rates = [len(batch) / fastest(on_threads, some) for some in (layers[:1], layers)]
     assert np.allclose(on_threads(layers)[-1][0], conv.forward(shards[cores - 1]), rtol=0, atol=1e-4)
+    products.has_small_kernels = lambda: False  # BLAS would leave small pieces to one of its threads
     with threadpool_limits(cores, user_api="blas"):
         rates.append(len(batch) / fastest(one.forward, batch))
+    products.has_small_kernels = small
     print(f"{type(one).__name__:24s}{rates[0]:13,.0f}{rates[1]:25,.0f}{rates[2]:30,.0f}")
 try:
     from tools import twin
@@ -181,8 +182,7 @@ figures.bars(args.out / "steps.png", steps, "images per second on one core",
               (peak / 2 / work, f"16 products at the speed of BLAS, {peak / 1e9:.0f} GFLOP/s"))
 print(f"{args.out}/steps.png")
 
-# %% How soon is a picture good?
-# The default model and its twin in PyTorch have the same weights, batches and noise: up to rounding, they learn alike.
+# %% How soon is a picture good? The default model and its twin in PyTorch, of the same weights, batches and noise
 if args.quality:
     twin.race(args.out / "quality.png", open_dataset(args.data), Settings(), args.quality)
 
@@ -191,7 +191,7 @@ gpu.explain()  # launches and memory traffic count there: tools/gpu.py adds them
 
 # %% What you should see
 # A thousand times the speed once Python sees no single numbers, and five to six times after that. (Step 3 beats 4 to 6
-# on AVX-512: it copies nothing, but backwards it would add to dx 16 times.) PyTorch's forward pass is faster still.
+# on AVX-512: it copies nothing, but backwards it would add to dx 16 times.) Of this layer, PyTorch is faster still.
 #
 # Exercises
 # 1. The first layer is IMAGES, SIZE, INPUTS, OUTPUTS = 32, 64, 3, 32. Which way does it go? Which steps are the same?

@@ -54,6 +54,7 @@ def passes(layer, draw, *shapes):
 def dense(draw):
     with mock.patch.object(products, "has_small_kernels", lambda: backend.NAME != "cupy"):
         yield from passes(Dense(70, 48, draw.rng, dtype=draw.dtype, rate=0.5), draw, (16, 70), (40, 70), (1, 70))
+        yield from passes(Dense(2048, 48, draw.rng, dtype=draw.dtype, rate=0.5), draw, (16, 2048))
 
 
 def leaky(draw):

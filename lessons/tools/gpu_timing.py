@@ -74,8 +74,8 @@ def measure_launches(seconds, count=1000):
 
 
 # %% Few launches, and little traffic
-# The same update three times. In blocks, as a CPU's cache likes it, array code makes thousands of small launches. With
-# whole arrays it makes 13, but they read and write 32 arrays altogether. One kernel reads four and writes three.
+# The same update three times. In blocks, as a CPU's cache likes it, array code makes hundreds of launches. With whole
+# arrays it makes 13, but they read and write 32 arrays altogether. One kernel reads four and writes three.
 def measure_adam(seconds, count):
     four = [xp.ones(count, "float32") for _ in range(4)]  # values, gradient, both means: m and v stay 1
     numbers = (*four, 0.9, 0.999, 1e-8, 1e-3, 1.0)

@@ -14,13 +14,13 @@ from vae_np.backend import xp
 from vae_np.conv import Conv2d, ConvTranspose2d, conv_size
 from vae_np.fast import gpu
 from vae_np.fast.gpu import on_gpu
-from vae_np.fast.products import few, packed, product, product_of_columns, strips
+from vae_np.fast.products import few, prepared, product, product_of_columns, strips
 from vae_np.layers import Dense, LeakyReLU
 from vae_np.losses import Bernoulli, CalibratedGaussian, Gaussian, sigmoid
 from vae_np.optim import Adam
 
-# Numbers of Adam updated at a time: so few that they stay in cache between the operations on them, and so many that
-# threads seldom wait for Python's lock.
+# Numbers of Adam updated at a time: so few that the core's caches are some help between the operations on them, and so
+# many that threads seldom wait for Python's lock.
 BLOCK = 1 << 18
 
 
@@ -132,7 +132,7 @@ def fold(patches, shape, kernel_size, stride, padding, workspace, y=None):
 
 
 class FastDense(Dense):
-    """A Dense of which BLAS need not pack the weight where x has few rows: W is the factor that pieces are cut from.
+    """A Dense that makes y and dx transposed where x has few rows, since BLAS would pack the weight for them.
 
         forward    y^T = W^T x^T        backward   dW = x^T dy     dx^T = W dy^T
     """
@@ -206,9 +206,9 @@ class Unfolding:
         """The kernels as the matrix that patches are multiplied with."""
         return weight.reshape(-1, weight.shape[-1])
 
-    def packed(self, matrix, x):
+    def prepared(self, matrix, x):
         """That matrix, or its transpose, as `product` wants it; x has the shape of the larger side."""
-        return packed(matrix, rows=0)
+        return prepared(matrix, rows=0)
 
     def kernel_sums(self, grad):
         """Where the gradient of that matrix can be added up."""
@@ -267,7 +267,7 @@ class FastConv2d(InOneWay, Conv2d):
         x, y = self.begin(x)
         self.way = way = self.way_for(x.shape)
         self.groups, self.tiles, self.matrix = way.groups(x.shape), [], way.kernels(self.weight.value)
-        matrix = way.packed(self.matrix, x)
+        matrix = way.prepared(self.matrix, x)
         for part in self.groups:
             self.tiles.append(way.input(x[part], ("tiles", part.start)))
             products = way.products_for(y[part], "products")
@@ -287,7 +287,7 @@ class FastConv2d(InOneWay, Conv2d):
         """Write the parameters' gradients, and dL/dx to dx, if it is given."""
         way, dy = self.way, dy.reshape(self.shape)
         sums = way.kernel_sums(self.weight.grad)
-        matrix = None if dx is None else way.packed(self.matrix.swapaxes(-1, -2), dx)
+        matrix = None if dx is None else way.prepared(self.matrix.swapaxes(-1, -2), dx)
         for part, tiles in zip(self.groups, self.tiles, strict=True):
             dproducts = way.output_adjoint(dy[part], "products")
             way.add_product(sums, tiles, dproducts, first=part.start == 0)
@@ -309,7 +309,7 @@ class FastConvTranspose2d(InOneWay, ConvTranspose2d):
         x, y = self.begin(x)
         self.way = way = self.way_for(y.shape)
         self.groups, self.spread, self.matrix = way.groups(y.shape), [], way.kernels(self.weight.value)
-        matrix = way.packed(self.matrix.swapaxes(-1, -2), y)
+        matrix = way.prepared(self.matrix.swapaxes(-1, -2), y)
         for part in self.groups:
             self.spread.append(way.output_adjoint(x[part], ("spread", part.start)))
             way.input_adjoint(product(self.spread[-1], matrix, way.patches_for(y[part])), y[part])
@@ -318,7 +318,7 @@ class FastConvTranspose2d(InOneWay, ConvTranspose2d):
 
     def backward(self, dy):
         way, dy, dx = self.way, dy.reshape(self.shape), xp.empty(self.input_shape, dy.dtype)
-        matrix = way.packed(self.matrix, dy)
+        matrix = way.prepared(self.matrix, dy)
         sums = way.kernel_sums(self.weight.grad)
         for part, spread in zip(self.groups, self.spread, strict=True):
             tiles = way.input(dy[part], "tiles")
@@ -403,7 +403,7 @@ def adam_step(values, grads, m, v, beta1, beta2, epsilon, m_scale, v_scale):
 
 
 class FastAdam(Adam):
-    """Adam a block at a time, which stays in cache; `model` is one whose threads share the work, or None."""
+    """Adam a block at a time; `model` is one whose threads share the work, or None."""
 
     model = None
 

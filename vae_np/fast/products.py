@@ -3,11 +3,11 @@
 Before a product BLAS packs both factors: it copies them into the order in which its inner loop reads them. Of matrices
 with a thousand rows and columns that is a hundredth of the work, of the narrow ones of a convolution up to a fifth. On
 cores with AVX-512, OpenBLAS has kernels that read the factors where they are, and takes them for products of a million
-multiplications at the most. So cut one into such pieces:
+multiplications at the most. So cut one into such pieces: b (K, N) into strips of some columns, a (M, K) into groups of
+rows. Group i times strip j is then rows i and columns j of the product, and np.matmul makes all of them in one call.
 
-    b (K, N) into strips of 16 to 64 columns     a (M, K) into groups of rows     out[i, :, j] = a[i] @ strips[j]
-
-np.matmul makes all of them in one call. Other BLAS and other cores get the product whole.
+That is for one thread: BLAS does not share so small a product among its own, of which it has one here (cores.py). Other
+BLAS and other cores get the product whole.
 """
 
 import functools
@@ -17,16 +17,16 @@ import numpy as np
 from vae_np.backend import xp
 from vae_np.fast.cores import blas
 
-LIMIT = 100**3  # multiplications, of a product that OpenBLAS does not pack
-LEAST, WIDEST = 16, 64  # columns of a strip, one to four registers of 16 numbers; fewer rows do not pay either
+LIMIT = 100**3  # multiplications: OpenBLAS packs no factor of a product that has at most so many
+LEAST, WIDEST = 16, 64  # columns of a strip, one to four registers of 16 numbers; LEAST also for the rows of a group
 LONGEST = 1024  # numbers that one product adds up; more would leave too little of the limit for rows and columns
-FEW = range(8, 33)  # rows of x (N, I) for which a matrix is sooner multiplied with x^T than x with the matrix
-MANY = 512  # rows that are worth packing what they are multiplied with
+FEW = range(8, 25)  # rows of x for which y = x W and dx = dy W^T are sooner made transposed, as W^T x^T and W dy^T
+MANY = 512  # rows that are worth a copy of what they are multiplied with
 
 
 @functools.cache
 def has_small_kernels():
-    """Whether NumPy's BLAS is an OpenBLAS with its kernels for AVX-512."""
+    """Whether the BLAS that is loaded is an OpenBLAS with its kernels for AVX-512."""
     return xp is np and any(library.info().get("architecture") in ("SkylakeX", "Cooperlake", "SapphireRapids")
                             for library in blas().lib_controllers)
 
@@ -39,21 +39,21 @@ def parts(number, limit):
 
 
 def strips(b):
-    """A view of matrices b (..., K, N) as strips (..., J, K, N / J)."""
+    """A view of matrices b (..., K, N) as strips (..., J, K, N / J), so narrow that a group can have LEAST rows."""
     *batch, k, n = b.shape
-    count = parts(n, WIDEST) if b.dtype == np.float32 else 1
+    count = parts(n, min(WIDEST, LIMIT // (LEAST * max(1, k))))
     return b.reshape(*batch, k, count, n // count).swapaxes(-3, -2)
 
 
-def packed(b, rows):
-    """What `product` multiplies so many rows with: strips of b, in a copy if they are worth it, else one, a view."""
+def prepared(b, rows):
+    """Matrices b as `product` takes them: of many rows a copy as strips, each a run of memory; of few, one strip."""
     if not has_small_kernels():
         return b
     return np.ascontiguousarray(strips(b)) if rows >= MANY else b[..., None, :, :]
 
 
 def few(x):
-    """Whether x (N, I) has so few rows that a matrix should come first in a product with it."""
+    """Whether x (N, I) has so few rows that a weight should come first in a product with it."""
     return has_small_kernels() and len(x) in FEW
 
 
@@ -63,13 +63,13 @@ def in_runs(array):
 
 
 def product(a, b, out):
-    """out (..., M, N) = a (..., M, K) @ a matrix (..., K, N), of which b is what `packed` has made."""
+    """out (..., M, N) = a (..., M, K) @ a matrix (..., K, N), of which b is `prepared`, or `strips`."""
     if not has_small_kernels():
         return xp.matmul(a, b, out=out)
     (*batch, m, k), (count, _, columns) = a.shape, b.shape[-3:]
     small = columns <= WIDEST and in_runs(b) and in_runs(out)
     cuts = parts(m, LIMIT // max(1, k * columns)) if small else 1
-    pieces = out.reshape(*batch, cuts, m // cuts, count, columns).swapaxes(-3, -2)
+    pieces = out.reshape(*batch, cuts, m // cuts, count, columns).swapaxes(-3, -2)  # a view, as axes are only cut
     np.matmul(a.reshape(*batch, cuts, 1, m // cuts, k), b[..., None, :, :, :], out=pieces)
     return out
 
@@ -78,8 +78,9 @@ def product_of_columns(a, b, out):
     """out (..., M, N) = a^T b, of a (..., T, M) and b (..., T, N): a sum over T, in pieces as well."""
     if not has_small_kernels():
         return xp.matmul(a.swapaxes(-1, -2), b, out=out)
-    cuts = parts(a.shape[-2], LONGEST)
+    t = a.shape[-2]
+    cuts = parts(t, LONGEST)
     if cuts == 1:
         return product(a.swapaxes(-1, -2), strips(b), out)
-    a, b = (np.moveaxis(c.reshape(*c.shape[:-2], cuts, -1, c.shape[-1]), -3, 0) for c in (a, b))
+    a, b = (np.moveaxis(c.reshape(*c.shape[:-2], cuts, t // cuts, c.shape[-1]), -3, 0) for c in (a, b))
     return product(a.swapaxes(-1, -2), strips(b), np.empty((cuts, *out.shape), out.dtype)).sum(axis=0, out=out)

@@ -28,7 +28,7 @@ import numpy as np
 
 from vae_np.fast.arrays import FastConv2d, FastConvTranspose2d, Unfolding, Workspace, cut
 from vae_np.fast.planes import Planes
-from vae_np.fast.products import packed
+from vae_np.fast.products import prepared
 
 # Tiles that go through a layer at a time: so few that what one step writes is still in cache when the next one reads
 # it, and so many that products and calls are worth their while. Of c channels, fewer than these, CHANNELS // c times as
@@ -90,8 +90,8 @@ def blocks_for(x, workspace):
 def pixels_of_blocks(x, blocks):
     """For each part of blocks that is no border, the pixels of images x (N, H, W, C) that belong there.
 
-    In a row, block q has the pixels 2 q - 1 and 2 q of the image. They lie side by side there and here, and go as one
-    run; the first and the last block have one pixel, and border.
+    In a row, block q has the pixels 2 q - 1 and 2 q of the image. They lie side by side in x and in the block, so they
+    go as one run; the first and the last block have one pixel, and border.
     """
     n, h, w, c = x.shape
     for i in range(2):  # the upper row of pixels in all blocks, the lower one
@@ -211,9 +211,9 @@ class Winograd(Unfolding):
     def kernels(self, weight):
         return kernels_of(weight, self.kernel_workspace)
 
-    def packed(self, matrix, x):
+    def prepared(self, matrix, x):
         n, h, w, _ = x.shape
-        return packed(matrix, rows=n * h * w // 16)
+        return prepared(matrix, rows=n * h * w // 16)
 
     def kernel_sums(self, grad):
         return self.kernel_workspace.get("sums", (9, grad.size // 4 // grad.shape[-1], grad.shape[-1]), grad.dtype)

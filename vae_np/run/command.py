@@ -55,7 +55,7 @@ def threads(text):
     return number
 
 
-threads.__name__ = "whole number"
+threads.__name__ = "whole number"  # as argparse names what is none
 
 
 def report(error):
