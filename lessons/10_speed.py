@@ -133,7 +133,7 @@ step("2 a product for each patch", "compiled loops, many numbers an instruction;
               for n in range(IMAGES) for i in range(SIZE // 2) for j in range(SIZE // 2)])
 step("3 a product for each offset", "16 turns of Python instead of thousands; but each adds to all of y anew", offsets)
 
-# %% Steps 4 to 9: one product
+# %% Steps 4 to 9: one product, and in the end pieces of it, which BLAS need not copy into an order of its own first
 small, products.has_small_kernels = products.has_small_kernels, lambda: False
 step("4 unfold, one product", "BLAS adds in registers, 4 copies of a pixel", lambda: unfold(x, 4, 2, 1) @ matrix + bias)
 step("5 FastConv2d", "the same arrays at every call: new ones cost page faults", lambda: conv.forward(x))
@@ -144,7 +144,7 @@ step("7 a few images at a time", "their tiles are still in cache when the produc
 np.setbufsize(BUFFER)
 step("8 NumPy's buffer small", "no copies of what has gaps", lambda: fast.forward(x))
 products.has_small_kernels = small
-step("9 products in pieces", "on AVX-512 BLAS copies no factor; this is all of WinogradConv2d", lambda: fast.forward(x))
+step("9 products in pieces", "BLAS need not copy factors (on AVX-512); all of WinogradConv2d", lambda: fast.forward(x))
 ends = [kind(INPUTS, 3, 4, rng, 2, 1) for kind in (FastConvTranspose2d, WinogradConvTranspose2d)]
 print("    the last layer, {} -> 3 channels: {:.3f} ms/image unfolded, {:.3f} plane by plane".format(
     INPUTS, *(1e3 / IMAGES * fastest(end.forward, x) for end in ends)))
@@ -190,8 +190,8 @@ if args.quality:
 gpu.explain()  # launches and memory traffic count there: tools/gpu.py adds them up, and gpu_timing.py times them
 
 # %% What you should see
-# A thousand times the speed once Python sees no single numbers, and five to six times after that. (Step 3 beats 4 to 6
-# on AVX-512: it copies nothing, but backwards it would add to dx 16 times.) Of this layer, PyTorch is faster still.
+# A thousand times the speed once Python sees no single numbers, and about six times after that. (Step 3 beats 4 to 6 on
+# AVX-512, as its products are small already; but backwards it would add to dx 16 times.) PyTorch is faster still here.
 #
 # Exercises
 # 1. The first layer is IMAGES, SIZE, INPUTS, OUTPUTS = 32, 64, 3, 32. Which way does it go? Which steps are the same?

@@ -43,9 +43,9 @@ if world is None:
 # %% A gradient is a sum
 # The loss of a batch is a mean over its images: a sum of what the parts of the batch contribute, each with its share as
 # the weight. So is the gradient. vae_np/fast/workers.py has threads compute the parts, which may as well be in several
-# machines. Noise is drawn for the whole batch, or the sum would depend on the cuts; so it does where the rounding of
-# float32 takes a number to the other side of 0, where LeakyReLU has another slope: hence float64. Only what is no sum
-# over images needs a sum of its own: the squared errors that sigma follows, the mean KL that free bits ask for.
+# machines. Noise is drawn for the whole batch, or the sum would depend on the cuts. In float32 it does, a little: fewer
+# rows may be added up in another order, and where rounding takes a number to the other side of 0, LeakyReLU has another
+# slope. So here is float64. What is no sum over images needs its own: a calibrated sigma's errors, the KL of free bits.
 BATCH, SIGMA = 64, 1 / 8
 rng, models = np.random.default_rng(0), {dtype: ParallelVAE(dtype=dtype) for dtype in ("float32", "float64")}
 x = to_device(rng.random((BATCH, 64, 64, 3), dtype=np.float32))
@@ -61,7 +61,7 @@ def gradient(first=0, end=BATCH, dtype="float64"):
 if world is None:
     whole, cuts = gradient(), (BATCH // 2, BATCH // 4)
     (a, b), (c, d) = ((gradient(0, cut), gradient(cut)) for cut in cuts)
-    print(f"{whole.size:,} derivatives, {4 * whole.size / 1e6:.1f} MB: how far from those of the whole batch are")
+    print(f"{whole.size:,} derivatives, {4 * whole.size / 1e6:.1f} MB in float32; how far from the whole batch's are")
     for name, total in (("the mean of two halves'", (a + b) / 2),
                         ("1/4 of a quarter's and 3/4 of the rest's", c / 4 + 3 * d / 4),
                         ("the mean of these two, a usual mistake", (c + d) / 2)):

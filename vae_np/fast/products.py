@@ -4,10 +4,12 @@ Before a product BLAS packs both factors: it copies them into the order in which
 with a thousand rows and columns that is a hundredth of the work, of the narrow ones of a convolution up to a fifth. On
 cores with AVX-512, OpenBLAS has kernels that read the factors where they are, and takes them for products of a million
 multiplications at the most. So cut one into such pieces: b (K, N) into strips of some columns, a (M, K) into groups of
-rows. Group i times strip j is then rows i and columns j of the product, and np.matmul makes all of them in one call.
+rows. Group i times strip j is then rows i and columns j of the product. One call of np.matmul goes through all pairs:
+
+    256 x 128 tiles @ 128 x 64 kernels, 2.1 million multiplications: 4 groups of 64 rows, one strip
 
 That is for one thread: BLAS does not share so small a product among its own, of which it has one here (cores.py). Other
-BLAS and other cores get the product whole.
+BLAS and other cores get a product whole, and so does a number of rows or columns without a divisor that suits.
 """
 
 import functools
@@ -20,8 +22,9 @@ from vae_np.fast.cores import blas
 LIMIT = 100**3  # multiplications: OpenBLAS packs no factor of a product that has at most so many
 LEAST, WIDEST = 16, 64  # columns of a strip, one to four registers of 16 numbers; LEAST also for the rows of a group
 LONGEST = 1024  # numbers that one product adds up; more would leave too little of the limit for rows and columns
-FEW = range(8, 25)  # rows of x for which y = x W and dx = dy W^T are sooner made transposed, as W^T x^T and W dy^T
-MANY = 512  # rows that are worth a copy of what they are multiplied with
+# As measured: for how many rows of x a dense layer sooner makes x W and dy W^T as W^T x^T and W dy^T; and how many are
+# worth a copy of what they are multiplied with.
+FEW, MANY = range(8, 25), 512
 
 
 @functools.cache
@@ -58,7 +61,7 @@ def few(x):
 
 
 def in_runs(array):
-    """Whether the rows of matrices are runs of memory, as the small kernels want them of all but `a`."""
+    """Whether rows of matrices are runs of memory, as small kernels want them of b and out; a may be transposed."""
     return array.strides[-1] == array.itemsize
 
 
