@@ -64,8 +64,9 @@ def measure(world, ring, gradient, batch, out, seconds):
     def part(dtype):
         return (end - first) / batch * gradient(first, end, dtype)
 
-    try_ring(world, ring, part("float64"), gradient(0, batch, "float64"), say)
-    total = np.empty_like(part("float32"))
+    whole = gradient(0, batch, "float64")
+    try_ring(world, ring, part("float64"), whole, say)
+    total = np.empty(whole.shape, np.float32)
     sums = time_sums(world, ring, [*SIZES, total.nbytes], seconds)
     costs = fit(n, sums["sizes"], sums["mpi"])
     say("".join(f"{name:>12s}" for name in ("bytes", "ring, us", "MPI, us", "model, us")))

@@ -25,13 +25,6 @@ def pixels_of_planes(x, planes):
         yield planes[i, j, :, :, 1 - i : h - i, 1 - j : w - j], x[:, 1 - i :: 2, 1 - j :: 2].transpose(3, 0, 1, 2)
 
 
-def write_planes(x, planes):
-    """Write images x (N, H, W, C) to planes, and zeros to the padding."""
-    planes[0, ..., 0, :] = planes[1, ..., -1, :] = planes[:, 0, ..., 0] = planes[:, 1, ..., -1] = 0
-    for part, pixels in pixels_of_planes(x, planes):
-        part[...] = pixels
-
-
 def patches_of(planes):
     """A view of planes as patches (2, 2, 2, 2, C, N, H/2, W/2): pixel (2 p + i, 2 q + j) of each is at [p, i, q, j].
 
@@ -65,7 +58,9 @@ class Planes(Unfolding):
 
     def input(self, x, name):
         planes, patches = self.planes_for(x, "planes"), self.patches_for(x, name)
-        write_planes(x, planes)
+        planes[0, ..., 0, :] = planes[1, ..., -1, :] = planes[:, 0, ..., 0] = planes[:, 1, ..., -1] = 0  # the padding
+        for part, pixels in pixels_of_planes(x, planes):
+            part[...] = pixels
         self.split(patches, x)[...] = patches_of(planes)
         return patches
 

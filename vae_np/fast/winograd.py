@@ -102,13 +102,6 @@ def pixels_of_blocks(x, blocks):
         yield block_rows[:, 1:-1], pairs.swapaxes(2, 3)
 
 
-def write_blocks(x, blocks):
-    """Write images x to blocks, and zeros to the border."""
-    blocks[0, :, :, 0] = blocks[-1, :, :, 1] = blocks[:, 0, :, :, 0] = blocks[:, -1, :, :, 1] = 0
-    for part, pixels in pixels_of_blocks(x, blocks):
-        part[...] = pixels
-
-
 def rows_for(x, workspace):
     """Where the transformed rows of blocks of images x can be written: (3, TH, 2 TW + 1, N, 2, 2, C)."""
     n, h, w, c = x.shape
@@ -134,7 +127,9 @@ def input_transform(x, workspace, name="tiles"):
     A tile is what 2x2 outputs see; neighbours share a row or a column of blocks. 4 must divide H and W.
     """
     blocks, rows, tiles = blocks_for(x, workspace), rows_for(x, workspace), tiles_for(x, workspace, name)
-    write_blocks(x, blocks)
+    blocks[0, :, :, 0] = blocks[-1, :, :, 1] = blocks[:, 0, :, :, 0] = blocks[:, -1, :, :, 1] = 0  # the border
+    for part, pixels in pixels_of_blocks(x, blocks):
+        part[...] = pixels
     input_transform_1d(blocks, rows)
     input_transform_1d(*columns_first(rows, tiles))
     return tiles
